@@ -1,0 +1,93 @@
+# Storyteller: `make report` builds everything, `make test` checks it, `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PROFILE ?= quick
+export PROFILE
+ifeq ($(filter $(PROFILE),smoke quick full),)
+$(error unknown profile '$(PROFILE)': use PROFILE=smoke, quick or full)
+endif
+
+# The active virtual or conda environment (conda's base excepted), else .venv.
+ifneq ($(VIRTUAL_ENV),)
+ENV := $(VIRTUAL_ENV)
+else ifneq ($(filter-out base,$(CONDA_DEFAULT_ENV)),)
+ENV := $(CONDA_PREFIX)
+else
+ENV := $(CURDIR)/.venv
+endif
+PYTHON := $(ENV)/bin/python
+export PATH := $(ENV)/bin:$(PATH)
+export PYTHONHASHSEED := 0
+export TOKENIZERS_PARALLELISM := false
+
+OUT := build/$(PROFILE)
+SETUP := $(ENV)/.storyteller-setup
+MODELS := build/.models
+NOTEBOOKS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.ipynb))))
+EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
+PDF := $(if $(filter smoke,$(PROFILE)),$(OUT)/report.pdf,report/report.pdf)
+
+GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml
+EXPERIMENT := $(wildcard stlib/experiment/*.py) $(wildcard data/mixes/*.yml)
+QUEUEING := $(wildcard stlib/queueing/*.py)
+REPORT := stlib/report.py stlib/paths.py
+
+.PHONY: setup models report test validate lab train lint clean help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: $(SETUP) ## install the locked dependencies into the active environment, else .venv
+
+$(SETUP): requirements.txt pyproject.toml
+	@test -x $(PYTHON) || python3 -m venv $(ENV)
+	$(PYTHON) -m pip install --quiet -r requirements.txt -e .
+	@touch $@
+
+models: $(SETUP) ## fetch and check the embedded models (once; kept in a cache outside git)
+	$(PYTHON) -m stlib models
+
+$(MODELS): $(SETUP) stlib/generation/models.py $(wildcard data/models/illustrator/*/*)
+	@mkdir -p $(@D)
+	$(PYTHON) -m stlib models
+	@touch $@
+
+report: $(PDF) ## run the workbook and build the PDF (PROFILE=smoke, quick or full)
+
+# An executed notebook is its own stamp; a failed one never gets its name.
+$(OUT)/%.ipynb: notebooks/%.ipynb notebooks/profiles/$(PROFILE)/%.yml $(MODELS)
+	@mkdir -p $(@D)
+	$(PYTHON) -m papermill --kernel python3 --progress-bar --parameters_file notebooks/profiles/$(PROFILE)/$*.yml $< $@.tmp.ipynb
+	@mv $@.tmp.ipynb $@
+
+# Edges by room: a change in queueing/ measures nothing again.
+$(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT)
+$(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(OUT)/01_pipeline_baseline.ipynb
+$(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
+
+$(PDF): report/main.tex $(EXECUTED)
+	$(PYTHON) -m stlib pdf $@
+
+test: $(MODELS) ## the fast tests (pytest without the marker slow)
+	$(PYTHON) -m pytest
+
+validate: $(MODELS) ## the slow checks; their summaries go to data/reference/validate
+	$(PYTHON) -m pytest -m slow --durations=10
+
+lab: $(MODELS) ## open the notebooks in JupyterLab
+	$(PYTHON) -m jupyterlab notebooks
+
+train: $(SETUP) ## train the illustrator anew (about two hours on two cores; needs node)
+	$(PYTHON) -m pip install --quiet -e .[train]
+	$(PYTHON) -m training
+
+lint: $(SETUP) ## ruff, and no outputs in committed notebooks
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+clean: ## remove everything that make made (not the models' cache, not data/reference)
+	rm -rf build report/generated report/report.pdf figures/*.pdf figures/*.png figures/*.csv
