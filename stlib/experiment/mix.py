@@ -1,0 +1,70 @@
+"""Job mixes: what users ask for, as a distribution over the parameters of a job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from stlib import paths
+
+COLUMNS = ("job_id", "workload", "prompt", "n_panels", "captions", "llm_tokens", "exact_tokens", "steps", "image_size",
+           "guidance_scale", "seed")
+DRAWN = ("n_panels", "steps", "llm_tokens", "image_size", "guidance_scale")  # each drawn independently of the others
+
+
+@dataclass(frozen=True)
+class JobMix:
+    """A mix of jobs of one workload.
+
+    choices: for each field of DRAWN its possible values and their probabilities.
+    stories: the pool the texts are drawn from, dicts with `prompt` and `captions`.
+    texts: what a job carries of its story, any of `prompt` and `captions`.
+    """
+
+    name: str
+    workload: str
+    choices: dict[str, tuple[np.ndarray, np.ndarray]]
+    stories: tuple[dict, ...]
+    texts: tuple[str, ...]
+    exact_tokens: bool
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "JobMix":
+        """Read a mix, such as data/mixes/stories.yml; a bare name is looked for there."""
+        path = Path(path) if Path(path).suffix else paths.MIXES / f"{path}.yml"
+        if not path.exists():
+            known = ", ".join(sorted(file.stem for file in paths.MIXES.glob("*.yml")))
+            raise ValueError(f"no job mix {path}: give a YAML file or one of {known}")
+        text = yaml.safe_load(path.read_text())
+        unknown = set(text) - {"workload", "texts", "pool", "exact_tokens", *DRAWN}
+        if unknown:
+            raise ValueError(f"{path.name}: unknown field {sorted(unknown)[0]!r}; a mix has {', '.join(DRAWN)}, "
+                             "workload, texts, pool and exact_tokens")
+        pool = yaml.safe_load((paths.DATA / "prompts.yml").read_text())[text["pool"]]
+        return cls(name=path.stem, workload=text["workload"], texts=tuple(text["texts"]),
+                   exact_tokens=bool(text.get("exact_tokens", False)), stories=tuple(pool),
+                   choices={field: _choice(path.name, field, text[field]) for field in DRAWN})
+
+    def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
+        """Draw `n` jobs: one row a job, the columns of COLUMNS; a text that a job does not carry is None."""
+        jobs = pd.DataFrame({field: rng.choice(values, size=n, p=shares)
+                             for field, (values, shares) in self.choices.items()})
+        stories = [self.stories[i] for i in rng.integers(len(self.stories), size=n)]
+        jobs["job_id"], jobs["workload"], jobs["exact_tokens"] = np.arange(n), self.workload, self.exact_tokens
+        jobs["seed"] = rng.integers(2**31, size=n)
+        with_prompt, with_captions = "prompt" in self.texts, "captions" in self.texts
+        jobs["prompt"] = [story["prompt"] if with_prompt else None for story in stories]
+        jobs["captions"] = [tuple(story["captions"][:panels]) if with_captions else None
+                            for story, panels in zip(stories, jobs["n_panels"], strict=True)]
+        return jobs[list(COLUMNS)]
+
+
+def _choice(file: str, field: str, given) -> tuple[np.ndarray, np.ndarray]:
+    """A value, a list of equally likely values, or value: weight."""
+    weights = given if isinstance(given, dict) else dict.fromkeys(given if isinstance(given, list) else [given], 1)
+    shares = np.array(list(weights.values()), float)
+    if not len(shares) or not np.isfinite(shares).all() or (shares <= 0).any():
+        raise ValueError(f"{file}: {field} needs values with positive weights, not {given!r}")
+    return np.array(list(weights)), shares / shares.sum()
