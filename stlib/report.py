@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,6 +38,23 @@ def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:
     if data is not None:
         data.to_csv(folder / f"{name}.csv", index=False)
     return folder / f"{name}.png"
+
+
+def strip_figure(rows: dict[str, list], captions: list[str] | None = None):
+    """Panels side by side, one row of PIL images a label; captions under the last row."""
+    columns = max(map(len, rows.values()))
+    fig, axes = plt.subplots(len(rows), columns, squeeze=False,
+                             figsize=(WIDTH, len(rows) * WIDTH / columns * 1.02 + (0.35 if captions else 0)))
+    for (label, panels), line in zip(rows.items(), axes, strict=True):
+        for ax in line:
+            ax.axis("off")
+        for panel, ax in zip(panels, line, strict=False):
+            ax.imshow(panel)
+        line[0].set_title(label, loc="left", fontsize=8)
+    for caption, ax in zip(captions or [], axes[-1], strict=False):
+        ax.text(0.5, -0.04, "\n".join(textwrap.wrap(caption, 30)), transform=ax.transAxes, ha="center", va="top",
+                fontsize=7)
+    return fig
 
 
 def save_table(df: pd.DataFrame, name: str, *, origin: str, float_format: str = ".3g", escape: bool = True) -> Path:
