@@ -1,0 +1,153 @@
+"""Simulation of k replicas job by job: one run (`simulate`), many (`finite_run`), and `recursion` on a recorded run."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from joblib import cpu_count
+from scipy import stats
+
+from .checks import whole
+from .jobs import OUTCOMES, job_table, reduce_runs
+from .kernels import COMPLETED, Rows
+from .runs import ROUTINGS, check_jobs, run_jobs
+
+__all__ = ["ROUTINGS", "finite_run", "recursion", "replication_interval", "simulate"]
+
+BATCH_JOBS = 1_000_000  # of finite_run: about 100 MB
+LEAST_RUNS = 40  # with fewer, the 2.5 and 97.5 % quantiles lie beyond the smallest and the largest run
+LEAST_REPLICATIONS = 10  # with fewer, nothing would show that their mean is far from normal
+
+
+def simulate(
+    arrival_s,
+    work_s,
+    k: int,
+    *,
+    routing: str = "central",
+    methods: Sequence[str] = ("only",),
+    policy=None,
+    work_estimate_s=None,
+    speed=None,
+    max_waiting: int | None = None,
+    deadline_s=None,
+    rng: np.random.Generator | None = None,
+) -> pd.DataFrame:
+    """Simulate n jobs on k replicas, empty at first, until the last job has left; returns the job table.
+
+    arrival_s: (n,), in order of time, seconds. work_s: (n,) or (n, methods): seconds job i takes on a replica, under
+    each method, while no other replica is busy.
+    routing: "central" (one queue, first come first served, the longest idle replica first); or a queue a replica, and
+    each arriving job is sent to the replica with the fewest jobs present, waiting and in service ("jsq"); to the one
+    with the least declared work ("least_work"): the estimates of its waiting jobs, and of its running job the estimate
+    less the time it has run, at least 0, an idle replica before any other; or in turn, rejected jobs counted
+    ("round_robin"). Ties of load are broken at random.
+    methods: the names of the columns of work_s. policy: integers, policy[n] the column of a job that starts with n
+    jobs outstanding, itself included (in the system under "central", else on its replica), the last entry for more;
+    [c] always takes column c. work_estimate_s: (n,), read by "least_work" alone.
+    speed: (k + 1,), speed[b] the speed of every busy replica while b are busy; speed[1] is 1, speed[0] is not used.
+    max_waiting: jobs waiting in the whole system; a job that would have to wait beyond them is rejected.
+    deadline_s: scalar or (n,): a job not started so long after its arrival leaves then, timed out (inf: never).
+    rng: breaks ties (`default_rng(0)` if left out), one number a job.
+
+    Rules are compared on common random numbers by giving them the same arrays:
+
+        central, jsq = (simulate(arrival_s, work_s, 2, routing=name) for name in ("central", "jsq"))
+        job_metrics(jsq)["mean"] - job_metrics(central)["mean"]
+
+    Raises ValueError for an input out of its range.
+    """
+    estimate = None if work_estimate_s is None else np.asarray(work_estimate_s)[None]
+    jobs = check_jobs(np.asarray(arrival_s)[None], np.asarray(work_s)[None], estimate)
+    rows = run_jobs(*jobs, k, routing=routing, methods=methods, policy=policy, speed=speed, max_waiting=max_waiting,
+                    deadline_s=deadline_s, rng=rng)  # fmt: skip
+    return _table(arrival_s, rows, methods)
+
+
+def recursion(arrival_s, service_s, replica) -> pd.DataFrame:
+    """The job table that follows from recorded arrivals, service times and replicas.
+
+    Each replica serves its jobs in their order: a job starts when it arrives or when its predecessor on the replica
+    finishes, whichever is later (D. V. Lindley, 1952). Arguments (n,), seconds, arrivals in order of time, replica
+    whole and >= 0. `n_outstanding` counts the jobs of that replica. Raises ValueError for an input out of its range;
+    jobs that never started (replica -1) must be left out.
+    """
+    arrival, service, none = check_jobs(np.asarray(arrival_s)[None], np.asarray(service_s)[None])
+    replica = np.asarray(replica)
+    if replica.shape != arrival.shape[1:] or replica.dtype.kind not in "iu" or replica.min() < 0:
+        raise ValueError(
+            f"replica {replica} must be {arrival.size} whole numbers >= 0, one a job: leave out jobs that never started"
+        )
+    rows = run_jobs(arrival, service, none, int(replica.max()) + 1, assigned=replica)
+    return _table(arrival_s, rows, ("only",))
+
+
+def finite_run(
+    draw: Callable, k: int, n_runs: int, rng: np.random.Generator, *, slo_s: Sequence[float] = (), **simulate_options
+) -> pd.DataFrame:
+    """The metrics of n_runs independent runs of n jobs, each started empty: the law of what one such run will show.
+
+    draw: draw(rng, m) gives, for m runs, arrivals (m, n), work (m, n) or (m, n, methods), and estimates (m, n) or
+    None. Drawn anew each time they give the prediction beforehand; with the same arrivals and jobs in every row and
+    only the work redrawn, the one given arrivals and job list. simulate_options: as of `simulate`, but for rng and
+    work_estimate_s. Runs are drawn one after another and simulated in parallel: the result depends on rng alone.
+
+    Returns a row a run: mean, wq, p50, p95 (seconds) and slo_X for each X of slo_s, as in `job_metrics`. Raises
+    ValueError for n_runs < 40, too few for a 95 % interval, and for an input out of its range.
+    """
+    whole(n_runs=n_runs)
+    if n_runs < LEAST_RUNS:
+        raise ValueError(f"n_runs is {n_runs}: a 95 % interval of a run needs at least {LEAST_RUNS} (10 000 is usual)")
+    batches, done, size = [], 0, 1
+    while done < n_runs:
+        arrival, work, estimate = check_jobs(*draw(rng, size))
+        if len(arrival) != size:
+            raise ValueError(f"draw gave {len(arrival)} runs, asked for {size}: it must give arrivals (m, n)")
+        rows = run_jobs(arrival, work, estimate, k, rng=rng, workers=cpu_count(), **simulate_options)
+        left = rows.outcome != COMPLETED
+        rows.start[left] = np.nan
+        batches.append(pd.DataFrame(reduce_runs(rows.finish - arrival, rows.start - arrival, slo_s, (50, 95))))
+        done += size
+        size = min(n_runs - done, max(1, BATCH_JOBS // arrival.shape[1]))
+    return pd.concat(batches, ignore_index=True)
+
+
+def replication_interval(values, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval for the mean of independent replications; values (n,), level in (0, 1).
+
+    Raises ValueError for fewer than 10 replications or a value that is not finite.
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 1 or values.size < LEAST_REPLICATIONS or not np.isfinite(values).all():
+        raise ValueError(
+            f"values has shape {values.shape}: an interval needs at least {LEAST_REPLICATIONS} replications, all finite"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: it must lie between 0 and 1, for instance 0.95")
+    half = stats.t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _table(arrival_s, rows: Rows, methods) -> pd.DataFrame:
+    """The job table of the one run in `rows`; columns that are equal share their memory (copy on write)."""
+    start, finish, service, replica, method, n_outstanding, outcome = (column[0] for column in rows)
+    n = start.size
+    arrival, finish = pd.Series(np.array(arrival_s, float)), pd.Series(finish, copy=False)
+    return job_table(
+        {
+            "job_id": np.arange(n),
+            "workload": pd.Categorical.from_codes(np.zeros(n, np.int8), ["simulated"]),
+            "scheduled_s": arrival,
+            "arrival_s": arrival,
+            "start_s": start,
+            "finish_s": finish,
+            "reply_s": finish,
+            "service_s": service,
+            "probe_s": np.full(n, np.nan),
+            "replica": replica,
+            "method": pd.Categorical.from_codes(method, list(methods)),
+            "n_outstanding": n_outstanding,
+            "attempt": np.ones(n, np.int8),
+            "outcome": pd.Categorical.from_codes(outcome, OUTCOMES),
+        }
+    )
