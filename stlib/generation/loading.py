@@ -1,0 +1,108 @@
+"""One loading path for embedded, local and hub models. Safetensors only; no code from a model's repository is run."""
+
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import model_info
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
+
+from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HUB_TIMEOUT_S = 5.0
+
+
+def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
+    """Model and tokenizer of a causal LM: 'embedded', a folder, or a hub name. dtype: a name in PRECISIONS, or 'auto'.
+
+    Raises ModelError with the remedy.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, options = _source(name, embedded_llm)
+    dtype = PRECISIONS[choose_llm_dtype(device) if dtype == "auto" else dtype]
+    with _Failure(name, "a causal LM of transformers"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
+    return model.to(device), tokenizer
+
+
+def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32"):
+    """A text-to-image pipeline of diffusers: 'embedded', a folder, or a hub name. Raises ModelError with the remedy."""
+    from diffusers import AutoPipelineForText2Image
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    source, options = _source(name, embedded_ldm)
+    with _Failure(name, "a text-to-image pipeline of diffusers"):
+        pipe = AutoPipelineForText2Image.from_pretrained(
+            source, dtype=PRECISIONS[precision], use_safetensors=True, **options
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def choose_device(device: str = "auto") -> str:
+    """'auto': CUDA when there is one. Raises ValueError for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda") or (device.startswith("cuda") and not torch.cuda.is_available()):
+        raise ValueError(f"device {device!r}: use auto, cpu or, where there is a CUDA GPU, cuda or cuda:0")
+    return device
+
+
+def choose_llm_dtype(device: str) -> str:
+    """bf16 where the processor computes in it (a CPU without does so in software, slower than fp32), else fp32."""
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def _source(name: str, embedded) -> tuple[str, dict]:
+    """What from_pretrained takes: a folder or a hub name, and whether the hub may be asked."""
+    if name == "embedded":
+        return str(embedded()), {"local_files_only": True}
+    if Path(name).is_dir():
+        return name, {"local_files_only": True}
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise ModelError(f"there is no folder {name}: give 'embedded', a model's folder or a hub name like OWNER/MODEL")
+    return name, {"local_files_only": not _on_hub(name)}
+
+
+def _on_hub(name: str) -> bool:
+    """Whether the hub answers and has the model; asked first, since loading would retry for minutes."""
+    try:
+        model_info(name, timeout=HUB_TIMEOUT_S)
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise ModelError(
+            f"no model {name!r}: no such folder, and the hub does not show it to you. Check the spelling; for a "
+            "private or gated model log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except Exception:  # unreachable, in whatever words of the HTTP client: the hub's cache may have the model
+        return False
+    return True
+
+
+class _Failure:
+    """Turns what the libraries raise while loading `name` into a ModelError."""
+
+    def __init__(self, name: str, kind: str):
+        self.name, self.kind = name, kind
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if not isinstance(error, (OSError, ValueError, KeyError, SafetensorError)):
+            return
+        remedy = (
+            "delete that folder in the cache and run `make models` again"
+            if self.name == "embedded"
+            else f"give a folder or hub name of {self.kind} with safetensors weights; for a hub model check the "
+            "network and, if it is private or gated, log in with `hf auth login` or set HF_TOKEN"
+        )
+        raise ModelError(f"cannot load {self.name!r}: {str(error).splitlines()[0]}. Remedy: {remedy}") from error
