@@ -1,0 +1,22 @@
+"""Composes the training and validation scenes and stores them under training/work."""
+
+import numpy as np
+
+from training import scenes
+from training.concepts import WORK
+
+SETS = {"train": (30_000, False), "validation": (512, False), "held_out": (512, True)}
+SEED = 4
+VAE_PICTURES = 8_000  # the VAE sees the first ones only
+
+
+def prepare() -> None:
+    """Writes scenes_NAME.npy [n, 5], pictures_NAME.npy [n, 128, 128, 3] and masks_NAME.npy [n, 16, 16], once."""
+    for (name, (n, held_out)), seed in zip(SETS.items(), np.random.SeedSequence(SEED).spawn(len(SETS)), strict=True):
+        if (WORK / f"masks_{name}.npy").exists():
+            continue
+        rows = scenes.table(n, np.random.default_rng(seed), held_out)
+        pictures, masks = scenes.pictures(rows)
+        for kind, array in (("scenes", rows), ("pictures", pictures), ("masks", masks)):
+            np.save(WORK / f"{kind}_{name}.npy", array)
+        print(f"{name}: {n} scenes", flush=True)
