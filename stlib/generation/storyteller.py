@@ -96,6 +96,10 @@ class Storyteller:
         return StoryResult(" ".join(story.sentences), captions, drawing.panels, timings, story.tokens_run,
                            len(drawing.denoising_s), job, self.provenance())  # fmt: skip
 
+    def check(self, job: StoryJob) -> None:
+        """Raise ValueError for what these models cannot do (sizes, precision); loads nothing."""
+        self._options(job)
+
     def _draw(self, pipe, job, captions, options, report):
         total = job.steps * (job.n_panels if job.method == "sequential" else 1)
         done = 0
