@@ -1,0 +1,208 @@
+"""How variable arrivals and services are, and which queueing model they allow.
+
+Every test here has a known null law (exact, or chi-square or Kolmogorov's in the limit), so no bootstrap is needed.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from stlib.queueing import checks
+from stlib.queueing.arrivals import MMPP2, Trace
+
+MODELS = ("M/M/k", "M/G/k", "GI/G/k", "simulate")
+LEVEL = 0.05  # of the whole family of tests
+BLOCK = 20  # successive intervals taken together: a block, or the mean number of arrivals in a window
+LAGS = 10
+LEAST = 50  # intervals; with fewer, no test sees anything
+
+STEADY_ARRIVALS = "inter-arrival times are independent and follow one law"
+STEADY_SERVICES = "service times are independent and follow one law"
+UNRELATED = "service times do not depend on the gaps before them"
+POISSON = "arrivals are Poisson"
+EXPONENTIAL = "service times are exponential"
+
+
+@dataclass(frozen=True)
+class Variability:
+    """What a queue feels of n inter-arrival times or service times.
+
+    mean_s: seconds. scv: squared coefficient of variation. lag1: correlation of neighbours. dispersion: of arrivals
+    the index of dispersion for counts (1 if Poisson), of services that for intervals (the SCV if independent), both
+    over about BLOCK intervals.
+    """
+
+    n: int
+    mean_s: float
+    scv: float
+    lag1: float
+    dispersion: float
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """`model`, one of MODELS; `reasons`, sentences; `tests`, a table with one row a test."""
+
+    model: str
+    reasons: tuple[str, ...]
+    tests: pd.DataFrame
+
+
+def arrival_variability(arrival_s) -> Variability:
+    """Summary of arrival times (n,), seconds in order of time; the rate is 1 / mean_s."""
+    gaps = _gaps(arrival_s)
+    window_s = gaps.mean() * min(BLOCK, len(gaps) / 11)
+    return _summary(gaps, Trace(arrival_s).idc(window_s))
+
+
+def service_variability(service_s) -> Variability:
+    """Summary of service times (n,), seconds in order of service.
+
+    The index of dispersion for intervals is the variance of sums of b successive ones over b times their squared mean
+    (Cox and Lewis, 1966).
+    """
+    services = _services(service_s)
+    size = min(BLOCK, len(services) // 10)
+    sums = services[: len(services) // size * size].reshape(-1, size).sum(axis=1)
+    return _summary(services, float(sums.var(ddof=1) / (size * services.mean() ** 2)))
+
+
+def fit_mmpp2(rate: float, scv: float, idc: float, burst_share: float = 0.5) -> MMPP2:
+    """The MMPP(2) of this rate, SCV of inter-arrival times and index of dispersion over long windows, 1 < scv <= idc.
+
+    These leave one of its four parameters open; `burst_share`, the share of time in the phase of higher rate, closes
+    the fit. With V the variance of the momentary rate and s the sum of the switching rates, the stationary equation
+    pi (D0 + D1) = 0 gives idc = 1 + 2 V / (rate s) and scv = 1 + 2 V / (rate s + rate1 rate2). Without s this is a
+    quadratic in x = sqrt(V) / rate with one positive root, which leaves rate2 >= 0; at scv = idc phase 2 is silent.
+    Raises ValueError outside the range: no MMPP(2) has scv > idc.
+    """
+    checks.positive(rate=rate)
+    if not (1 < scv <= idc < np.inf and 0 < burst_share < 1):
+        raise ValueError(f"scv = {scv}, idc = {idc}, burst_share = {burst_share}: an MMPP(2) needs 1 < scv <= idc and "
+                         "a share in (0, 1); take Poisson for scv = idc = 1 and Renewal for scv > idc")
+    odds = math.sqrt((1 - burst_share) / burst_share)
+    skew = odds - 1 / odds
+    a = 1 + 2 * (idc - scv) / ((scv - 1) * (idc - 1))
+    x = (skew + math.sqrt(skew**2 + 4 * a)) / (2 * a)
+    switching = 2 * x**2 * rate / (idc - 1)
+    return MMPP2(rate * (1 + x * odds), max(rate * (1 - x / odds), 0.0), switching * (1 - burst_share),
+                 switching * burst_share)
+
+
+def select_model(arrivals, services, k: int) -> ModelChoice:
+    """The simplest model of k replicas that the data do not contradict: M/M/k, M/G/k, GI/G/k, or 'simulate'.
+
+    arrivals: times (n,), seconds in order of time. services: times (m,), seconds in order of service; if m = n,
+    taken as those of the same jobs. Tests as in `model_tests`, at 5 % for all together. Not rejected is not proven:
+    few jobs show gross departures only. Raises ValueError for fewer than LEAST intervals or a time out of range.
+    """
+    checks.whole(k=k)
+    tests = model_tests(arrivals, services)
+    gaps = _gaps(arrivals)
+    rho = _services(services).mean() / (k * gaps.mean())
+    broken = set(tests.claim[tests.rejected])
+    if rho >= 1 or broken & {STEADY_ARRIVALS, STEADY_SERVICES, UNRELATED}:
+        model = "simulate"
+    elif POISSON in broken:
+        model = "GI/G/k"
+    else:
+        model = "M/G/k" if EXPONENTIAL in broken else "M/M/k"
+    reasons = [f"load {rho:.2f} on k = {k}" + (": no steady state, finite runs only" if rho >= 1 else "")]
+    reasons += [_reason(claim, rows) for claim, rows in tests.groupby("claim", sort=False)]
+    if (tied := (gaps == 0).mean()) > 0.01:
+        reasons.append(f"{tied:.0%} of the arrivals share a time with the one before: batches, or stamps too coarse")
+    return ModelChoice(model, tuple(reasons), tests)
+
+
+def model_tests(arrivals, services) -> pd.DataFrame:
+    """The tests behind `select_model`, one row each: claim, test, p_value, p_holm (Holm, 1979), rejected.
+
+    Independent with one law, whatever it is: on Savage scores of the ranks, CUSUM (Kolmogorov's law), equal levels of
+    successive blocks (as Kruskal and Wallis, chi-square), serial correlation (Ljung and Box, 1978). Poisson or
+    exponential: Kolmogorov-Smirnov after Durbin's transform (1961), exact; the Lewis test of Kim and Whitt (2014).
+    Poisson: dispersion of counts (chi-square). Gaps and the services after them: Spearman's rank correlation.
+    """
+    gaps, services = _gaps(arrivals), _services(services)
+    rows = [(STEADY_ARRIVALS, *row) for row in _independence(gaps)]
+    rows += [(STEADY_SERVICES, *row) for row in _independence(services)]
+    if len(services) == len(gaps) + 1:
+        rows.append((UNRELATED, "rank correlation", _rank_correlation(gaps, services[1:])))
+    rows += [(POISSON, "Lewis KS", _lewis(gaps)), (POISSON, "dispersion of counts", _dispersion(gaps)),
+             (EXPONENTIAL, "Lewis KS", _lewis(services))]
+    table = pd.DataFrame(rows, columns=["claim", "test", "p_value"])
+    order = table.p_value.to_numpy().argsort()
+    adjusted = np.maximum.accumulate(table.p_value.to_numpy()[order] * np.arange(len(table), 0, -1))
+    table.loc[order, "p_holm"] = np.minimum(adjusted, 1)
+    return table.assign(rejected=table.p_holm <= LEVEL)
+
+
+def _independence(intervals: np.ndarray) -> list[tuple[str, float]]:
+    """Savage scores make rank tests free of the law and best for a changing rate of exponential intervals."""
+    n = len(intervals)
+    scores = -np.log1p(-stats.rankdata(intervals) / (n + 1))
+    scores -= scores.mean()
+    squares = scores @ scores
+    if np.ptp(intervals) == 0:
+        return [("CUSUM", 1.0), ("level of blocks", 1.0), ("serial correlation", 1.0)]
+    cusum = np.abs(np.cumsum(scores)).max() / np.sqrt(squares)
+    blocks = np.array_split(scores, n // BLOCK)
+    between = sum(len(block) * block.mean() ** 2 for block in blocks) * (n - 1) / squares
+    lags = np.arange(1, LAGS + 1)
+    correlation = np.array([scores[lag:] @ scores[:-lag] for lag in lags]) / squares
+    ljung_box = n * (n + 2) * (correlation**2 / (n - lags)).sum()
+    return [("CUSUM", stats.kstwobign.sf(cusum)), ("level of blocks", stats.chi2.sf(between, len(blocks) - 1)),
+            ("serial correlation", stats.chi2.sf(ljung_box, LAGS))]
+
+
+def _lewis(intervals: np.ndarray) -> float:
+    """Durbin's transform turns exponential intervals, given their sum, into uniform order statistics."""
+    steps = np.diff(np.sort(intervals), prepend=0.0) * np.arange(len(intervals), 0, -1)
+    return stats.kstest(np.cumsum(steps)[:-1] / intervals.sum(), "uniform").pvalue
+
+
+def _dispersion(gaps: np.ndarray) -> float:
+    """Given their number, Poisson arrivals fall into equal windows as a multinomial; too even is no Poisson either."""
+    times = np.cumsum(gaps)
+    counts, _ = np.histogram(times[:-1], bins=len(gaps) // BLOCK, range=(0, times[-1]))
+    statistic = ((counts - counts.mean()) ** 2).sum() / counts.mean()
+    law = stats.chi2(len(counts) - 1)
+    return min(1.0, 2 * min(law.cdf(statistic), law.sf(statistic)))
+
+
+def _rank_correlation(gaps: np.ndarray, services: np.ndarray) -> float:
+    return 1.0 if np.ptp(gaps) == 0 or np.ptp(services) == 0 else stats.spearmanr(gaps, services).pvalue
+
+
+def _reason(claim: str, rows: pd.DataFrame) -> str:
+    p = f"(adjusted p = {rows.p_holm.min():.2g})"
+    if rows.rejected.any():
+        return f"{claim}: rejected by {' and '.join(rows.test[rows.rejected])} {p}"
+    return f"{claim}: not rejected {p}"
+
+
+def _summary(intervals: np.ndarray, dispersion: float) -> Variability:
+    mean, variance = intervals.mean(), intervals.var(ddof=1)
+    lag1 = 0.0 if variance == 0 else float(np.corrcoef(intervals[1:], intervals[:-1])[0, 1])
+    return Variability(len(intervals), float(mean), float(variance / mean**2), lag1, dispersion)
+
+
+def _gaps(arrival_s) -> np.ndarray:
+    return _intervals("inter-arrival times", np.diff(Trace(arrival_s).arrival_s))
+
+
+def _services(service_s) -> np.ndarray:
+    return _intervals("service times", np.asarray(service_s, float))
+
+
+def _intervals(name: str, values: np.ndarray) -> np.ndarray:
+    """Checked; what differs in the tenth digit only is equal, since sums of equal times do not return exactly."""
+    if values.ndim != 1 or len(values) < LEAST:
+        raise ValueError(f"{name} of shape {values.shape}: give one sequence of at least {LEAST}")
+    wrong = ~((values >= 0) & (values < np.inf))
+    if wrong.any() or not values.any():
+        i = int(wrong.argmax())
+        raise ValueError(f"{name}[{i}] is {values[i]}: they must be finite seconds >= 0, not all 0; correct that job")
+    return np.round(values / values.mean(), 9) * values.mean()
