@@ -18,6 +18,8 @@ from stlib import paths
 WIDTH = 6.0  # inches, the report's text width
 ORIGINS = ("here", "reference")  # measured in this run, or read from the committed reference run
 METHODS = ("sequential", "parallel", "joint", "autoregressive")
+WITH_BARS = {"errorbar": ("ci", 95), "err_style": "bars", "marker": "o"}  # seaborn: means over runs, with intervals
+DOTS = WITH_BARS | {"linestyle": "", "color": "k"}
 METHOD_COLOURS = dict(zip(METHODS, sns.color_palette("colorblind", len(METHODS)), strict=True))
 
 
@@ -27,6 +29,34 @@ def set_theme() -> None:
     plt.rcParams.update({"figure.figsize": (WIDTH, 0.5 * WIDTH), "figure.constrained_layout.use": True,
                          "savefig.dpi": 200, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
+
+
+def points(ax, data: pd.DataFrame, x: str, label: str | None = None) -> None:
+    """Black dots with intervals, from the columns `simulated`, `low` and `high` of `data`."""
+    bars = [data["simulated"] - data["low"], data["high"] - data["simulated"]]
+    ax.errorbar(data[x], data["simulated"], bars, fmt="k.", capsize=2, label=label, zorder=3)
+
+
+def axes(**settings):
+    """One empty plot of the report's width; `settings` as of matplotlib's `Axes.set`."""
+    ax = plt.subplots()[1]
+    ax.set(**settings)
+    return ax
+
+
+def heatmaps(data: pd.DataFrame, *, rows: str, columns: str, x: str, y: str, value: str, limit: float = 0.3):
+    """A grid of heat maps of relative errors, `rows` down and `columns` across, on one colour scale of +-`limit`."""
+    names = data[rows].unique(), data[columns].unique()
+    fig, grid = plt.subplots(len(names[0]), len(names[1]), squeeze=False, sharex=True, sharey=True,
+                             figsize=(WIDTH, 0.3 + 1.9 * len(names[0])))
+    for name, line in zip(names[0], grid, strict=True):
+        for column, ax in zip(names[1], line, strict=True):
+            part = data[(data[rows] == name) & (data[columns] == column)].pivot(index=y, columns=x, values=value)
+            sns.heatmap(part, ax=ax, vmin=-limit, vmax=limit, cmap="RdBu_r", annot=True, fmt="+.0%", cbar=False,
+                        annot_kws={"size": 7})
+            ax.invert_yaxis()
+            ax.set_title(f"{name}, {column}", fontsize=8)
+    return fig
 
 
 def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:

@@ -48,14 +48,14 @@ class JobMix:
                    choices={field: _choice(path.name, field, text[field]) for field in DRAWN})
 
     def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
-        """Draw `n` jobs: one row a job, the columns of COLUMNS; a text that a job does not carry is None."""
+        """Draw `n` jobs: one row a job, the columns of COLUMNS; an empty prompt and captions None stand for texts it does not carry."""
         jobs = pd.DataFrame({field: rng.choice(values, size=n, p=shares)
                              for field, (values, shares) in self.choices.items()})
         stories = [self.stories[i] for i in rng.integers(len(self.stories), size=n)]
         jobs["job_id"], jobs["workload"], jobs["exact_tokens"] = np.arange(n), self.workload, self.exact_tokens
         jobs["seed"] = rng.integers(2**31, size=n)
         with_prompt, with_captions = "prompt" in self.texts, "captions" in self.texts
-        jobs["prompt"] = [story["prompt"] if with_prompt else None for story in stories]
+        jobs["prompt"] = [story["prompt"] if with_prompt else "" for story in stories]
         jobs["captions"] = [tuple(story["captions"][:panels]) if with_captions else None
                             for story, panels in zip(stories, jobs["n_panels"], strict=True)]
         return jobs[list(COLUMNS)]
