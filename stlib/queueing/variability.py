@@ -17,7 +17,8 @@ MODELS = ("M/M/k", "M/G/k", "GI/G/k", "simulate")
 LEVEL = 0.05  # of the whole family of tests
 BLOCK = 20  # successive intervals taken together: a block, or the mean number of arrivals in a window
 LAGS = 10
-LEAST = 50  # intervals; with fewer, no test sees anything
+LEAST_TESTED = 50  # intervals; with fewer, no test sees anything
+LEAST_DESCRIBED = 10
 
 STEADY_ARRIVALS = "inter-arrival times are independent and follow one law"
 STEADY_SERVICES = "service times are independent and follow one law"
@@ -53,7 +54,7 @@ class ModelChoice:
 
 def arrival_variability(arrival_s) -> Variability:
     """Summary of arrival times (n,), seconds in order of time; the rate is 1 / mean_s."""
-    gaps = _gaps(arrival_s)
+    gaps = _gaps(arrival_s, LEAST_DESCRIBED)
     window_s = gaps.mean() * min(BLOCK, len(gaps) / 11)
     return _summary(gaps, Trace(arrival_s).idc(window_s))
 
@@ -64,7 +65,7 @@ def service_variability(service_s) -> Variability:
     The index of dispersion for intervals is the variance of sums of b successive ones over b times their squared mean
     (Cox and Lewis, 1966).
     """
-    services = _services(service_s)
+    services = _services(service_s, LEAST_DESCRIBED)
     size = min(BLOCK, len(services) // 10)
     sums = services[: len(services) // size * size].reshape(-1, size).sum(axis=1)
     return _summary(services, float(sums.var(ddof=1) / (size * services.mean() ** 2)))
@@ -97,7 +98,7 @@ def select_model(arrivals, services, k: int) -> ModelChoice:
 
     arrivals: times (n,), seconds in order of time. services: times (m,), seconds in order of service; if m = n,
     taken as those of the same jobs. Tests as in `model_tests`, at 5 % for all together. Not rejected is not proven:
-    few jobs show gross departures only. Raises ValueError for fewer than LEAST intervals or a time out of range.
+    few jobs show gross departures only. Raises ValueError for fewer than LEAST_TESTED intervals or a time out of range.
     """
     checks.whole(k=k)
     tests = model_tests(arrivals, services)
@@ -189,18 +190,18 @@ def _summary(intervals: np.ndarray, dispersion: float) -> Variability:
     return Variability(len(intervals), float(mean), float(variance / mean**2), lag1, dispersion)
 
 
-def _gaps(arrival_s) -> np.ndarray:
-    return _intervals("inter-arrival times", np.diff(Trace(arrival_s).arrival_s))
+def _gaps(arrival_s, least: int = LEAST_TESTED) -> np.ndarray:
+    return _intervals("inter-arrival times", np.diff(Trace(arrival_s).arrival_s), least)
 
 
-def _services(service_s) -> np.ndarray:
-    return _intervals("service times", np.asarray(service_s, float))
+def _services(service_s, least: int = LEAST_TESTED) -> np.ndarray:
+    return _intervals("service times", np.asarray(service_s, float), least)
 
 
-def _intervals(name: str, values: np.ndarray) -> np.ndarray:
+def _intervals(name: str, values: np.ndarray, least: int) -> np.ndarray:
     """Checked; what differs in the tenth digit only is equal, since sums of equal times do not return exactly."""
-    if values.ndim != 1 or len(values) < LEAST:
-        raise ValueError(f"{name} of shape {values.shape}: give one sequence of at least {LEAST}")
+    if values.ndim != 1 or len(values) < least:
+        raise ValueError(f"{name} of shape {values.shape}: give one sequence of at least {least}")
     wrong = ~((values >= 0) & (values < np.inf))
     if wrong.any() or not values.any():
         i = int(wrong.argmax())

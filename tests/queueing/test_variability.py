@@ -173,6 +173,14 @@ def test_summary_of_services_by_hand():
     assert seen.dispersion == 0  # every block of ten has the same sum
 
 
+def test_summaries_need_ten_intervals():
+    assert var.arrival_variability(np.arange(11.0)).scv == 0
+    assert var.service_variability(np.arange(1.0, 11)).n == 10
+    for describe, nine in ((var.arrival_variability, np.arange(10.0)), (var.service_variability, np.ones(9))):
+        with pytest.raises(ValueError, match="at least 10"):
+            describe(nine)
+
+
 def test_dispersion_of_independent_services_is_their_scv():
     services = np.random.default_rng(5).gamma(2, 0.35, 200_000)
     seen = var.service_variability(services)
