@@ -1,0 +1,205 @@
+import math
+from dataclasses import FrozenInstanceError, astuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+
+from stlib.queueing.formulas import (
+    QueueMetrics,
+    erlang_c,
+    gigk,
+    lee_longton,
+    mdk,
+    mg1,
+    mgk,
+    mm1,
+    mmk,
+    mmk_response_percentile,
+    mmk_response_tail,
+)
+
+RHO = st.floats(0.01, 0.99)
+SERVERS = st.integers(1, 64)
+SCV = st.floats(0, 8)
+
+
+def crommelin(a, k):
+    """M/D/k mean wait in service times by Crommelin's double series, summed term by term from Poisson probabilities."""
+    terms, i = [], 1
+    while not terms or terms[-1] > 1e-11 * sum(terms[:9]):
+        mean = i * a
+        j = i * k + np.arange(40 + int(9 * math.sqrt(mean)))
+        chances = np.exp(j * math.log(mean) - mean - special.gammaln(j + 1))
+        terms.append(chances.sum() - k / a * chances[1:].sum())
+        i += 1
+    return math.fsum(terms)
+
+
+def erlang_c_by_definition(a, k):
+    tail = a**k / math.factorial(k) / (1 - a / k)
+    return tail / (tail + math.fsum(a**n / math.factorial(n) for n in range(k)))
+
+
+def test_mmk_textbook_value():
+    found = mmk(0.2, 0.1, 3)
+    assert found.wq == pytest.approx(4.444, abs=5e-4)
+    assert astuple(found) == pytest.approx((2 / 3, 40 / 9, 130 / 9, 8 / 9, 26 / 9))
+    assert erlang_c(0.2, 0.1, 3) == pytest.approx(4 / 9)
+
+
+@pytest.mark.parametrize(("a", "k"), [(0.1, 1), (2.0, 3), (7.6, 8), (20.0, 25), (95.0, 100)])
+def test_erlang_c_is_its_definition(a, k):
+    assert erlang_c(a, 1.0, k) == pytest.approx(erlang_c_by_definition(a, k), rel=1e-10)
+
+
+def test_erlang_c_of_very_many_servers():
+    assert 0 < erlang_c(9_900.0, 1.0, 10_000) < 1
+    assert erlang_c(100.0, 1.0, 10_000) == pytest.approx(0, abs=1e-300)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8, 20])
+@pytest.mark.parametrize("rho", [0.1, 0.5, 0.79, 0.81, 0.92])
+def test_mdk_is_crommelins_series(rho, k):
+    assert mdk(rho * k / 2, 2.0, k).wq == pytest.approx(2 * crommelin(rho * k, k), rel=1e-8)
+
+
+def test_mdk_is_the_embedded_chain_at_service_ends():
+    """Jobs present one service time apart: L' = max(0, L - k) + Poisson(rho k), solved by direct iteration."""
+    k, rho, size = 4, 0.85, 260
+    weights = np.array([math.exp(-rho * k + n * math.log(rho * k) - math.lgamma(n + 1)) for n in range(size)])
+    law = np.eye(size)[0]
+    for _ in range(1500):
+        kept = np.concatenate([[law[: k + 1].sum()], law[k + 1 :]])
+        law = np.convolve(kept, weights)[:size]
+    lq = (np.maximum(np.arange(size) - k, 0) * law).sum()
+    assert mdk(rho * k, 1.0, k).lq == pytest.approx(lq, rel=1e-8)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 64])
+def test_mdk_has_no_seam_and_holds_near_saturation(k):
+    below, above = mdk(0.8 * k, 1.0, k).wq, mdk(0.8 * k * (1 + 1e-9), 1.0, k).wq
+    assert above == pytest.approx(below, rel=2e-8) and above > below
+    gap = 1e-6
+    assert mdk(k * (1 - gap), 1.0, k).wq * 2 * k * gap == pytest.approx(1, abs=1e-3)
+
+
+@given(RHO)
+def test_one_server_formulas_agree(rho):
+    assert astuple(mmk(rho, 1.0, 1)) == pytest.approx(astuple(mm1(rho, 1.0)))
+    assert mm1(rho, 1.0).w == pytest.approx(1 / (1 - rho))
+    assert astuple(mg1(rho, 1.0, 1.0)) == pytest.approx(astuple(mm1(rho, 1.0)))
+    assert mdk(rho, 1.0, 1).wq == pytest.approx(mg1(rho, 1.0, 0.0).wq, rel=1e-9)
+
+
+@given(RHO, SCV)
+def test_every_mgk_approximation_is_exact_for_one_server(rho, scv):
+    exact = mg1(rho, 1.0, scv).wq
+    for approximation in (mgk, lee_longton):
+        assert approximation(rho, 1.0, scv, 1).wq == pytest.approx(exact, rel=1e-9)
+
+
+@given(RHO, SERVERS)
+def test_mgk_is_exact_at_both_ends(rho, k):
+    assert mgk(rho * k, 1.0, 1.0, k).wq == pytest.approx(mmk(rho * k, 1.0, k).wq, rel=1e-9)
+    assert mgk(rho * k, 1.0, 0.0, k).wq == pytest.approx(mdk(rho * k, 1.0, k).wq, rel=1e-9)
+    assert gigk(rho * k, 1.0, 1.0, 1.0, k).wq == pytest.approx(mmk(rho * k, 1.0, k).wq, rel=1e-9)
+
+
+@given(RHO, SERVERS, SCV, st.floats(1e-3, 1e3))
+@settings(deadline=None)
+def test_metrics_are_consistent_and_scale_with_the_unit_of_time(rho, k, scv, mean_s):
+    lam = rho * k / mean_s
+    for found in (mgk(lam, mean_s, scv, k), gigk(lam, 0.5, mean_s, scv, k), mdk(lam, mean_s, k)):
+        assert found.wq >= 0
+        assert astuple(found) == pytest.approx(
+            (rho, found.wq, found.wq + mean_s, lam * found.wq, lam * (found.wq + mean_s))
+        )
+    assert mgk(lam, mean_s, scv, k).wq == pytest.approx(mean_s * mgk(rho * k, 1.0, scv, k).wq, rel=1e-6, abs=1e-300)
+
+
+@given(st.floats(0.05, 0.9), st.floats(0.01, 0.09), st.integers(1, 32), SCV)
+@settings(deadline=None)
+def test_waits_rise_with_load_and_variability_and_fall_with_pooling(rho, more, k, scv):
+    wait = mgk(rho * k, 1.0, scv, k).wq
+    assert mgk((rho + more) * k, 1.0, scv, k).wq > wait
+    assert mgk(rho * k, 1.0, scv + more, k).wq > wait
+    assert mgk(rho * (k + 1), 1.0, scv, k + 1).wq < wait
+
+
+def test_lee_longton_at_its_worst():
+    """Deterministic service on 8 servers at rho 0.5: the old rule is a fifth too low."""
+    error = lee_longton(4.0, 1.0, 0.0, 8).wq / mdk(4.0, 1.0, 8).wq - 1
+    assert error == pytest.approx(-0.21, abs=0.005)
+
+
+def test_response_tail_of_one_server_is_exponential():
+    for t in (0.0, 0.3, 2.0, 40.0):
+        assert mmk_response_tail(0.7, 1.0, 1, t) == pytest.approx(math.exp(-0.3 * t))
+    assert mmk_response_percentile(0.7, 1.0, 1, 0.95) == pytest.approx(math.log(20) / 0.3)
+
+
+@pytest.mark.parametrize(("lam", "k"), [(1.2, 3), (2.0, 3), (2.9, 3), (7.0, 8)])
+def test_response_tail_integrates_to_the_mean_and_is_the_convolution(lam, k):
+    """At lam = 2, k = 3 the two rates coincide."""
+    t = np.linspace(0, 400, 400_001)
+    tail = np.array([mmk_response_tail(lam, 1.0, k, x) for x in t[::20]])
+    assert np.trapezoid(tail, t[::20]) == pytest.approx(mmk(lam, 1.0, k).w, rel=1e-4)
+    wait, drain = erlang_c(lam, 1.0, k), k - lam
+    at, s = 1.7, np.linspace(0, 1.7, 20_001)
+    waited = np.trapezoid(drain * np.exp(-drain * s) * np.exp(-(at - s)), s) + math.exp(-drain * at)
+    assert mmk_response_tail(lam, 1.0, k, at) == pytest.approx((1 - wait) * math.exp(-at) + wait * waited, rel=1e-6)
+
+
+@given(RHO, SERVERS, st.floats(0.001, 0.999))
+@settings(deadline=None)
+def test_the_percentile_inverts_the_tail(rho, k, q):
+    t = mmk_response_percentile(rho * k, 1.0, k, q)
+    assert mmk_response_tail(rho * k, 1.0, k, t) == pytest.approx(1 - q, rel=1e-6)
+
+
+def test_metrics_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        QueueMetrics(0.5, 1.0, 2.0, 0.5, 1.0).wq = 0.0
+
+
+CALLS = {
+    "mm1": (mm1, dict(lam=0.5, mu=1.0)),
+    "mmk": (mmk, dict(lam=0.5, mu=1.0, k=2)),
+    "mg1": (mg1, dict(lam=0.5, mean_s=1.0, scv_s=0.5)),
+    "mdk": (mdk, dict(lam=0.5, d=1.0, k=2)),
+    "mgk": (mgk, dict(lam=0.5, mean_s=1.0, scv_s=0.5, k=2)),
+    "gigk": (gigk, dict(lam=0.5, scv_a=0.5, mean_s=1.0, scv_s=0.5, k=2)),
+    "lee_longton": (lee_longton, dict(lam=0.5, mean_s=1.0, scv_s=0.5, k=2)),
+    "tail": (mmk_response_tail, dict(lam=0.5, mu=1.0, k=2, t=1.0)),
+    "percentile": (mmk_response_percentile, dict(lam=0.5, mu=1.0, k=2, q=0.9)),
+}
+BAD = {
+    "lam": (0, -1.0, math.nan, math.inf, 5.0),
+    "mu": (0, -1.0, math.nan, math.inf, 0.1),
+    "mean_s": (0, -1.0, math.nan, math.inf, 9.0),
+    "d": (0, -1.0, math.nan, math.inf, 9.0),
+    "k": (0, -1, 1.5, math.nan, math.inf),
+    "scv_s": (-0.1, math.nan, math.inf),
+    "scv_a": (-0.1, math.nan, math.inf),
+    "t": (-1.0, math.nan, math.inf),
+    "q": (0.0, 1.0, -1.0, math.nan),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [(name, argument, value) for name, (_, good) in CALLS.items() for argument in good for value in BAD[argument]],
+)
+def test_bad_input_is_refused_with_its_range(name, argument, value):
+    formula, good = CALLS[name]
+    formula(**good)
+    with pytest.raises(ValueError, match=r"= .* must .*;"):
+        formula(**{**good, argument: value})
+
+
+def test_saturation_gives_value_range_and_remedy():
+    with pytest.raises(ValueError, match=r"rho = 1 must be below 1 .* lower the arrival rate"):
+        mmk(2.0, 1.0, 2)
