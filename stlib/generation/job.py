@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 
 from PIL import Image
@@ -54,35 +55,32 @@ class StoryJob:
     seed: int = 0
 
     def __post_init__(self):
-        if self.captions is not None:
-            object.__setattr__(self, "captions", _captions(self.captions))
-        if self.n_panels is None:
-            object.__setattr__(self, "n_panels", len(self.captions) if self.captions else 4)
-        if self.image_size is None:
-            object.__setattr__(self, "image_size", "auto")
-        self._check_text()
-        self._check_tokens()
-        self._check_pictures()
-        _integer("seed", self.seed, 0, 2**32 - 1)
+        captions = None if self.captions is None else _captions(self.captions)
+        n_panels = self.n_panels if self.n_panels is not None else len(captions or range(4))
+        plain = {
+            "prompt": _prompt("" if self.prompt is None else self.prompt, captions),
+            "captions": captions,
+            "n_panels": _integer("n_panels", n_panels, 1, MAX_PANELS),
+            "llm_tokens": _integer("llm_tokens", self.llm_tokens, 1, MAX_LLM_TOKENS),
+            "exact_tokens": bool(self.exact_tokens),
+            "steps": _integer("steps", self.steps, 1, MAX_STEPS),
+            "image_size": _image_size(self.image_size),
+            "guidance_scale": _guidance_scale(self.guidance_scale),
+            "seed": _integer("seed", self.seed, 0, 2**32 - 1),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        self._check_panels()
+        check_method(self.method)
+        if self.early_exit:
+            raise ValueError("early_exit is not implemented yet: leave it False")
 
-    def _check_text(self):
-        _integer("n_panels", self.n_panels, 1, MAX_PANELS)
-        if not isinstance(self.prompt, str):
-            raise ValueError(f"prompt is {self.prompt!r}: give a string")
-        if not self.prompt.strip() and (self.captions is None or self.prompt):
-            raise ValueError(f"prompt {self.prompt!r} is empty: say what the story is about, or give captions alone")
-        if len(self.prompt) > MAX_PROMPT_CHARS:
-            raise ValueError(
-                f"prompt has {len(self.prompt)} characters, at most {MAX_PROMPT_CHARS} are allowed: shorten it"
-            )
+    def _check_panels(self):
         if self.captions is not None and len(self.captions) != self.n_panels:
             raise ValueError(
                 f"{len(self.captions)} captions for n_panels = {self.n_panels}: give one caption a panel, "
                 "or leave n_panels out"
             )
-
-    def _check_tokens(self):
-        _integer("llm_tokens", self.llm_tokens, 1, MAX_LLM_TOKENS)
         if self.prompt and self.llm_tokens < MIN_TOKENS_PER_PANEL * self.n_panels:
             raise ValueError(
                 f"llm_tokens = {self.llm_tokens} for {self.n_panels} panels: a sentence needs at least "
@@ -93,18 +91,6 @@ class StoryJob:
                 "exact_tokens cuts sentences off, so both a prompt (for the LLM) and captions (to draw) must be given"
             )
 
-    def _check_pictures(self):
-        check_method(self.method)
-        _integer("steps", self.steps, 1, MAX_STEPS)
-        if self.image_size != "auto":
-            _integer("image_size", self.image_size, IMAGE_SIZES[0], IMAGE_SIZES[-1])
-            if self.image_size not in IMAGE_SIZES:
-                raise ValueError(f"image_size = {self.image_size}: give a multiple of {IMAGE_SIZES.step}, or 'auto'")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 50:
-            raise ValueError(f"guidance_scale = {self.guidance_scale}: allowed are 0 to 50; leave it out for the model's")
-        if self.early_exit:
-            raise ValueError("early_exit is not implemented yet: leave it False")
-
 
 def check_method(name: str) -> None:
     """Raise ValueError unless `name` is an implemented method."""
@@ -114,9 +100,20 @@ def check_method(name: str) -> None:
         raise ValueError(f"unknown method {name!r}: use one of {', '.join(METHODS)}")
 
 
-def _integer(name, value, low, high):
+def _integer(name, value, low, high) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
         raise ValueError(f"{name} = {value!r}: give a whole number from {low} to {high}")
+    return int(value)
+
+
+def _prompt(prompt, captions) -> str:
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt is {prompt!r}: give a string")
+    if not prompt.strip() and (captions is None or prompt):
+        raise ValueError(f"prompt {prompt!r} is empty: say what the story is about, or give captions alone")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise ValueError(f"prompt has {len(prompt)} characters, at most {MAX_PROMPT_CHARS} are allowed: shorten it")
+    return prompt
 
 
 def _captions(captions) -> tuple[str, ...]:
@@ -127,6 +124,23 @@ def _captions(captions) -> tuple[str, ...]:
                 f"caption {str(caption)[:60]!r}: give text of 1 to {MAX_PROMPT_CHARS} characters for every panel"
             )
     return captions
+
+
+def _image_size(size) -> int | str:
+    if size is None or (isinstance(size, str) and size == "auto"):
+        return "auto"
+    size = _integer("image_size", size, IMAGE_SIZES[0], IMAGE_SIZES[-1])
+    if size not in IMAGE_SIZES:
+        raise ValueError(f"image_size = {size}: give a multiple of {IMAGE_SIZES.step}, or 'auto'")
+    return size
+
+
+def _guidance_scale(scale) -> float | None:
+    if scale is None:
+        return None
+    if not isinstance(scale, Real) or not 0 <= scale <= 50:
+        raise ValueError(f"guidance_scale = {scale!r}: allowed are 0 to 50; leave it out for the model's own")
+    return float(scale)
 
 
 @dataclass(frozen=True)

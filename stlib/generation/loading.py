@@ -1,9 +1,12 @@
 """One loading path for embedded, local and hub models. Safetensors only; no code from a model's repository is run."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from huggingface_hub import model_info
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
@@ -23,7 +26,7 @@ def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
 
     source, options = _source(name, embedded_llm)
     dtype = PRECISIONS[choose_llm_dtype(device) if dtype == "auto" else dtype]
-    with _Failure(name, "a causal LM of transformers"):
+    with _loading(name, "a causal LM of transformers"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
@@ -34,11 +37,9 @@ def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
 def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32"):
     """A text-to-image pipeline of diffusers: 'embedded', a folder, or a hub name. Raises ModelError with the remedy."""
     from diffusers import AutoPipelineForText2Image
-    from diffusers.utils import logging
 
-    logging.disable_progress_bar()
     source, options = _source(name, embedded_ldm)
-    with _Failure(name, "a text-to-image pipeline of diffusers"):
+    with _loading(name, "a text-to-image pipeline of diffusers"):
         pipe = AutoPipelineForText2Image.from_pretrained(
             source, dtype=PRECISIONS[precision], use_safetensors=True, **options
         )
@@ -87,22 +88,27 @@ def _on_hub(name: str) -> bool:
     return True
 
 
-class _Failure:
-    """Turns what the libraries raise while loading `name` into a ModelError."""
-
-    def __init__(self, name: str, kind: str):
-        self.name, self.kind = name, kind
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if not isinstance(error, (OSError, ValueError, KeyError, SafetensorError)):
-            return
+@contextmanager
+def _loading(name: str, kind: str):
+    """Load quietly (the libraries' bars and warnings of 0.5 s loads hide real ones); failures become a ModelError."""
+    libraries = (transformers.utils.logging, diffusers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         remedy = (
             "delete that folder in the cache and run `make models` again"
-            if self.name == "embedded"
-            else f"give a folder or hub name of {self.kind} with safetensors weights; for a hub model check the "
-            "network and, if it is private or gated, log in with `hf auth login` or set HF_TOKEN"
+            if name == "embedded"
+            else f"give a folder or hub name of {kind} with safetensors weights; for a hub model check the network "
+            "and, if it is private or gated, log in with `hf auth login` or set HF_TOKEN"
         )
-        raise ModelError(f"cannot load {self.name!r}: {str(error).splitlines()[0]}. Remedy: {remedy}") from error
+        raise ModelError(f"cannot load {name!r}: {str(error).splitlines()[0]}. Remedy: {remedy}") from error
+    finally:
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()

@@ -28,7 +28,11 @@ Subject: a girl and a kite on the beach
 4. The girl hugs the kite and smiles.
 
 Subject:"""
-NOT_FIRST = frozenset("and or of who that which is are was were in on at with to from by for the a an".split())
+NOT_FIRST = frozenset(
+    word
+    for words in ("and or of who that which", "is are was were", "in on at with to from by for", "the a an")
+    for word in words.split()
+)
 STOP_MARKS = ".!?\n"
 TEMPERATURE, TOP_K = 0.6, 40
 

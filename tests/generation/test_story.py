@@ -1,0 +1,77 @@
+"""The story: exact counts, shares, seeds, the kept prefix."""
+
+import pytest
+import torch
+
+from stlib.generation import StoryWriter, load_llm
+from stlib.generation.story import opening
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begins"),
+    [
+        ("a fox and a red balloon", "The fox"),
+        ("an owl", "The owl"),
+        ("a lonely astronaut in space", "The lonely astronaut"),
+        ("The fox finds a key", "The fox"),
+        ("robots", "The robots"),
+        ("a very long and winding road", "The very long"),
+        ("tell me about the history of trains", "The"),
+        ("лиса и шар", "The лиса и шар"),
+    ],
+)
+def test_opening(prompt, begins):
+    assert opening(prompt) == begins
+
+
+@pytest.mark.parametrize("n_panels", [1, 3, 6])
+def test_as_many_sentences_as_panels(storyteller, n_panels):
+    story = storyteller.writer.write("a fox and a red balloon", n_panels, 16 * n_panels, seed=2)
+    assert len(story.sentences) == n_panels
+    assert all(sentence.startswith("The fox ") and len(sentence) > 10 for sentence in story.sentences)
+    assert len({sentence.split()[2] for sentence in story.sentences}) == n_panels, "each panel has another verb"
+    assert n_panels * 2 <= story.tokens_run <= 16 * n_panels
+
+
+def test_a_sentence_ends_at_its_share(storyteller):
+    done = []
+    story = storyteller.writer.write("a cat and a cake", 3, 12, seed=1, on_token=lambda *now: done.append(now))
+    assert len(story.sentences) == 3 and story.tokens_run <= 12
+    assert done == [(i, 12) for i in range(1, story.tokens_run + 1)]
+
+
+def test_exact_tokens(storyteller):
+    story = storyteller.writer.write("a cat and a cake", 3, 31, seed=1, exact_tokens=True)
+    assert story.tokens_run == 31 and len(story.sentences) == 3
+
+
+def test_seed_fixes_the_story(storyteller):
+    one, same, other = (storyteller.writer.write("a dog and a ball", 2, 24, seed) for seed in (1, 1, 2))
+    assert one.sentences == same.sentences != other.sentences
+
+
+def test_kept_prefix_changes_time_only(tiny_llama):
+    model, tokenizer = load_llm(str(tiny_llama), dtype="fp32")
+    kept, fresh = (StoryWriter(model, tokenizer, keep_prefix=keep) for keep in (True, False))
+    for seed in range(3):  # the second and third show that a story does not touch the kept prefix
+        assert (kept.write("a fox and a drum", 4, 40, seed).sentences
+                == fresh.write("a fox and a drum", 4, 40, seed).sentences)
+
+
+def test_perplexity_tells_sense_from_noise(storyteller):
+    sense = "The boy went home and told his mother about the dog that he had seen in the park."
+    noise = " ".join(sorted(sense.split(), key=lambda word: word[::-1]))
+    assert 1 < storyteller.writer.perplexity(sense) < storyteller.writer.perplexity(noise) / 4
+
+
+def test_perplexity_of_a_uniform_model_is_its_vocabulary(tiny_llama):
+    model, tokenizer = load_llm(str(tiny_llama), dtype="fp32")
+    torch.nn.init.zeros_(model.lm_head.weight)
+    perplexity = StoryWriter(model, tokenizer).perplexity("The rabbit and the girl")
+    assert perplexity == pytest.approx(len(tokenizer), rel=1e-4)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):
+    model, tokenizer = load_llm(str(tiny_llama), dtype="fp32")
+    with pytest.raises(ValueError, match="the LLM has 512"):
+        StoryWriter(model, tokenizer).write("fox " * 200, 4, 64, seed=0)
