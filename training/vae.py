@@ -126,6 +126,13 @@ def _save(path: Path, vae, average, optimizer, spent: float, step: int) -> None:
     temporary.rename(path)
 
 
+def trained_vae(checkpoint: Path) -> AutoencoderKL:
+    """The moving average of the weights in a checkpoint of `train`."""
+    vae = new_vae()
+    vae.load_state_dict(torch.load(checkpoint)["average"])
+    return vae.eval()
+
+
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, latents: torch.Tensor) -> AutoencoderKL:
     """Folds a half whitening of the latents [n, c, 16, 16] into the 1x1 convolutions, so that scaling_factor is 1.

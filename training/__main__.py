@@ -1,0 +1,97 @@
+"""Command line: `python -m training` runs every stage, `python -m training STAGE` one of them. Each resumes."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import torch
+import typer
+
+from training.concepts import WORK
+
+
+class Stage(StrEnum):
+    """The stages, in their order."""
+
+    prepare = "prepare"
+    vae = "vae"
+    encode = "encode"
+    unet = "unet"
+    decoder = "decoder"
+    export = "export"
+    sheets = "sheets"
+    all = "all"
+
+
+def prepare() -> None:
+    from training import npm
+    from training.prepare import prepare as compose
+
+    try:
+        import resvg_py  # noqa: F401
+    except ImportError as error:
+        raise ImportError("resvg-py is missing: the emoji are drawn with it; run `pip install -e .[train]`") from error
+    npm.fetch()
+    compose()
+
+
+def vae(minutes: float) -> None:
+    import numpy as np
+
+    from training.prepare import VAE_PICTURES
+    from training.vae import train
+
+    pictures = np.load(WORK / "pictures_train.npy", mmap_mode="r")[:VAE_PICTURES]
+    train(np.array(pictures), np.load(WORK / "pictures_validation.npy")[:200], minutes, WORK / "vae.pt")
+
+
+def encode() -> None:
+    from training.encode import encode_captions, encode_scenes
+    from training.vae import trained_vae
+
+    if not (WORK / "latents_train.npy").exists():
+        encode_scenes(trained_vae(WORK / "vae.pt"))
+    for seed, table in enumerate(("validation", "held_out", "train", "train-2"), start=11):
+        if not (WORK / f"index_{table}.npy").exists():
+            encode_captions(table, seed)
+
+
+def decoder(minutes: float) -> None:
+    from diffusers import AutoencoderKL
+
+    from training.decoder import tune
+    from training.export import trained_unet
+
+    tune(AutoencoderKL.from_pretrained(WORK / "vae"), trained_unet(), minutes)
+
+
+def main(
+    stage: Annotated[Stage, typer.Argument(help="one stage, or all of them in order")] = Stage.all,
+    vae_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of VAE training")] = 17.0,
+    unet_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of UNet training")] = 55.0,
+    decoder_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of decoder tuning")] = 7.0,
+    threads: Annotated[int, typer.Option(min=1, help="threads of PyTorch")] = 2,
+) -> None:
+    """Trains the illustrator from npm's emoji artwork to committed weights; an interrupted stage resumes."""
+    from training.export import export
+    from training.report import sheets
+    from training.unet import train as train_unet
+
+    torch.set_num_threads(threads)
+    WORK.mkdir(exist_ok=True)
+    steps = {
+        Stage.prepare: prepare,
+        Stage.vae: lambda: vae(vae_minutes),
+        Stage.encode: encode,
+        Stage.unet: lambda: train_unet(unet_minutes, WORK / "unet.pt"),
+        Stage.decoder: lambda: decoder(decoder_minutes),
+        Stage.export: export,
+        Stage.sheets: sheets,
+    }
+    for name, step in steps.items():
+        if stage in (name, Stage.all):
+            print(f"== {name.value}", flush=True)
+            step()
+
+
+if __name__ == "__main__":
+    typer.run(main)
