@@ -14,6 +14,7 @@ import pandas as pd
 from stlib.queueing import checks
 
 LAWS = ("gamma", "hyperexponential", "lognormal", "deterministic")
+LEAST_SCV = 1e-9  # of a law that is not deterministic
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class Renewal:
         checks.nonnegative(scv=self.scv)
         if self.law not in LAWS:
             raise ValueError(f"law = {self.law!r} must be one of {LAWS}")
-        if (self.scv == 0) != (self.law == "deterministic"):
-            raise ValueError(f"scv = {self.scv} does not fit the law {self.law}: only the deterministic law has scv 0")
+        if (self.scv < LEAST_SCV) != (self.law == "deterministic"):
+            raise ValueError(
+                f"scv = {self.scv} must be 0 for the deterministic law, at least {LEAST_SCV} for the others"
+            )
         if self.law == "hyperexponential" and self.scv < 1:
             raise ValueError(f"scv = {self.scv} must be at least 1 for a hyper-exponential law; use gamma below")
 

@@ -205,7 +205,7 @@ def _arrivals_in_service(lam: float, law, n_max: int) -> np.ndarray:
             row = lam * row @ leave
         return np.array(chances)
     mean_s, scv_s = law
-    if scv_s == 0:
+    if scv_s < 1e-9:  # a gamma law too narrow to tell from a constant
         return stats.poisson.pmf(counts, lam * mean_s)
     return stats.nbinom.pmf(counts, 1 / scv_s, 1 / (1 + lam * mean_s * scv_s))
 
