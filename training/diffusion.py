@@ -61,7 +61,8 @@ def one_step_estimate(unet, x0: torch.Tensor, t: torch.Tensor, states: torch.Ten
 @torch.no_grad()
 def sample(unet, states: torch.Tensor, empty: torch.Tensor, seeds: list[int], steps: int = 20, guidance: float = 2.5):
     """DDIM latents for token states [n, 20, 384]; `empty` [1, 20, 384] are the empty caption's; one seed a picture."""
-    noise = [torch.randn(1, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    shape = (1, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     out = []
     for x, cond in zip(torch.cat(noise).split(24), states.split(24), strict=True):
         scheduler = new_scheduler()

@@ -15,7 +15,7 @@ def fetch() -> None:
     if present:
         return
     if shutil.which("npm") is None:
-        raise FileNotFoundError("npm is not installed: the artwork comes from npm packages; install Node.js (with npm) first")
+        raise FileNotFoundError("npm is not installed, and the artwork comes from npm packages: install Node.js first")
     folder.mkdir(parents=True, exist_ok=True)
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *PACKAGES]
     subprocess.run(command, check=True)

@@ -94,7 +94,8 @@ def beach() -> str:
 
 def snow() -> str:
     trees = pine(12, 90, 40, "#5a827d") + pine(62, 88, 32, "#789b96") + pine(118, 90, 46, "#5a827d")
-    caps = "".join(f'<polygon points="{x - 5},{y} {x},{y - 14} {x + 5},{y}" fill="#ffffff"/>' for x, y in ((12, 64), (62, 66), (118, 58)))
+    tops = ((12, 64), (62, 66), (118, 58))
+    caps = "".join(f'<polygon points="{x - 5},{y} {x},{y - 14} {x + 5},{y}" fill="#ffffff"/>' for x, y in tops)
     land = hills(88, 4, 24, 1, "#f5f9ff") + hills(104, 3, 30, 4, "#e2eaf4")
     return sky("#8fb9de", "#d3e3f2", 90) + trees + caps + land + dots(26, 84, 2.2, "#ffffff")
 
@@ -109,7 +110,7 @@ def desert() -> str:
     sand = hills(78, 8, 24, 4, "#e6af5f") + hills(97, 5, 26, 1, "#d7964b")
     parts = ((62, 34, 8, 64), (51, 46, 5, 20), (51, 63, 14, 5), (76, 40, 5, 20), (67, 57, 14, 5))
     cactus = "".join(rect(*part, "#4f8a4a") for part in parts)
-    pyramids = '<polygon points="-8,82 22,44 52,82" fill="#dba35a"/><polygon points="88,82 112,50 136,82" fill="#dba35a"/>'
+    pyramids = "".join(f'<polygon points="{p}" fill="#dba35a"/>' for p in ("-8,82 22,44 52,82", "88,82 112,50 136,82"))
     return sky("#facd82", "#fff3d2", 84) + pyramids + sand + cactus
 
 
@@ -135,7 +136,8 @@ def space() -> str:
     ring = '<ellipse cx="22" cy="22" rx="20" ry="4.5" stroke="#f5d7a5" stroke-width="2.4" fill="none"/>'
     planets = ellipse(22, 22, 12, 12, "#e18c5a") + ring + ellipse(64, 40, 5, 5, "#6eaadc")
     craters = "".join(ellipse(x, y, rx, 2.5, "#707080") for x, y, rx in ((28, 119, 8), (98, 122, 8), (64, 113, 5)))
-    return sky("#08061c", "#241446") + dots(30, 96, 1.1, "#fffff0") + planets + ellipse(64, 168, 120, 64, "#8c8c9b") + craters
+    ground = ellipse(64, 168, 120, 64, "#8c8c9b") + craters
+    return sky("#08061c", "#241446") + dots(30, 96, 1.1, "#fffff0") + planets + ground
 
 
 def plain() -> str:

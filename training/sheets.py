@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
@@ -15,22 +14,19 @@ def to_pictures(x: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in values]
 
 
-def save_sheet(pictures: torch.Tensor | list, path: Path, columns: int, size: int = 128, numbers: bool = False) -> None:
-    """Writes pictures as a grid of `columns`, each `size` px, with its number in the corner if asked for."""
+def save_sheet(
+    pictures: torch.Tensor | list, path: Path, columns: int, size: int = 128, first: int | None = None
+) -> None:
+    """Writes pictures as a grid of `columns`, each `size` px, numbered from `first` on if that is given."""
     images = to_pictures(pictures) if isinstance(pictures, torch.Tensor) else pictures
     rows, pitch = -(-len(images) // columns), size + GAP
     sheet = Image.new("RGB", (columns * pitch - GAP, rows * pitch - GAP), "white")
     for i, image in enumerate(images):
         image = image.convert("RGB").resize((size, size), Image.BICUBIC)
-        if numbers:
+        if first is not None:
             draw = ImageDraw.Draw(image)
             draw.rectangle([0, 0, 26, 16], fill="white")
-            draw.text((4, 2), f"{i + 1}", fill="black")
+            draw.text((4, 2), f"{first + i}", fill="black")
         sheet.paste(image, (i % columns * pitch, i // columns * pitch))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
-
-
-def stack(pictures: np.ndarray) -> list[Image.Image]:
-    """Pictures [n, h, w, 3] uint8 as PIL images."""
-    return [Image.fromarray(picture) for picture in pictures]

