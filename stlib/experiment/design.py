@@ -1,0 +1,142 @@
+"""Designed experiments: factorial designs, what a fraction confounds, and the order of the runs.
+
+A term is a factor's name or an interaction such as "method:steps".
+"""
+
+import string
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from pyDOE3 import fracfact, fullfact
+
+from stlib import paths
+
+
+def full_factorial(levels: dict[str, list]) -> pd.DataFrame:
+    """Every combination of the levels of every factor, one row a combination.
+
+    Raises ValueError for a factor with fewer than two different levels.
+    """
+    _check_levels(levels)
+    coded = fullfact([len(values) for values in levels.values()]).astype(int)
+    return pd.DataFrame({name: [values[i] for i in coded[:, column]]
+                         for column, (name, values) in enumerate(levels.items())})
+
+
+def fractional_factorial(levels: dict[str, list], generators: dict[str, list[str]]) -> pd.DataFrame:
+    """A 2-level fraction: the factors of `generators` follow from the others, one row a run.
+
+    levels: two levels a factor, low first. generators: for each generated factor the others whose product it is, as
+    {"threads": ["method", "steps", "guidance_scale"]}; the more factors a generator has, the less it confounds.
+    Raises ValueError for a factor that has not two levels, or a generator that names an unknown or generated factor.
+    """
+    _check_levels(levels)
+    base = [name for name in levels if name not in generators]
+    for name, values in levels.items():
+        if len(values) != 2:
+            raise ValueError(f"{name} has {len(values)} levels {values}: a fraction is of two-level factors; "
+                             "give two, or use full_factorial")
+    unknown = {name for word in [*generators.values(), generators] for name in word} - set(levels)
+    if unknown or not all(set(word) <= set(base) for word in generators.values()):
+        raise ValueError(f"generators {generators} must define factors of {list(levels)} from those of {base}")
+    letters = dict(zip(base, string.ascii_lowercase, strict=False))
+    words = ["".join(letters[part] for part in generators.get(name, [name])) for name in levels]
+    coded = (fracfact(" ".join(words)) > 0).astype(int)
+    return pd.DataFrame({name: [values[i] for i in coded[:, column]]
+                         for column, (name, values) in enumerate(levels.items())})
+
+
+def terms_up_to(factors: list[str], order: int = 2) -> list[str]:
+    """The main effects and the interactions of up to `order` factors."""
+    return [":".join(group) for size in range(1, order + 1) for group in combinations(factors, size)]
+
+
+def aliases(design: pd.DataFrame, terms: list[str]) -> dict[str, list[str]]:
+    """For each term those of the others that the design cannot tell from it, wholly or in part.
+
+    Two terms are aliased when their columns (deviation coding, centred) span a common direction.
+    """
+    columns = {term: _columns(design, term) for term in terms}
+    return {term: [other for other in terms if other != term and _share_direction(columns[term], columns[other])]
+            for term in terms}
+
+
+def check_estimable(design: pd.DataFrame, terms: list[str]) -> None:
+    """Raise ValueError unless a linear model of a constant and `terms` can be fitted to the design's runs.
+
+    Refused are a term that does not vary, one that is aliased (the alias is named) and fewer rows than parameters.
+    """
+    for name in sorted({part for term in terms for part in term.split(":")}):
+        if name not in design:
+            raise ValueError(f"unknown factor {name!r}: the design has {', '.join(design.columns)}")
+        if design[name].nunique() < 2:
+            raise ValueError(f"{name} has one level, {design[name].iloc[0]!r}: its effect cannot be seen; give two")
+    matrix = np.column_stack([np.ones(len(design)), *(_columns(design, term, centre=False) for term in terms)])
+    if len(design) < matrix.shape[1]:
+        raise ValueError(f"{len(design)} rows for {matrix.shape[1]} parameters: add runs or leave terms out")
+    confounded = {term: others for term, others in aliases(design, terms).items() if others}
+    if confounded:
+        term, others = next(iter(confounded.items()))
+        raise ValueError(f"{term} is aliased with {', '.join(others)}: leave one out or add runs that separate them")
+    if np.linalg.matrix_rank(matrix) < matrix.shape[1]:
+        raise ValueError(f"the terms {terms} are aliased jointly: leave one out or add runs that separate them")
+
+
+def run_order(design: pd.DataFrame, rng: np.random.Generator, replicates: int = 1, blocks: int | None = None):
+    """The runs of `replicates` whole designs in `blocks` equal blocks (one a replicate if left out), order random.
+
+    Returns the design's columns with `replicate` and `block`, in the order of execution: block after block, the runs
+    of a block shuffled. Raises ValueError if the replicates cannot be shared equally among the blocks.
+    """
+    blocks = replicates if blocks is None else blocks
+    if replicates < 1 or not 1 <= blocks <= replicates or replicates % blocks:
+        raise ValueError(f"{replicates} replicates in {blocks} blocks: give whole replicates to each block")
+    runs = pd.concat([design.assign(replicate=i, block=i * blocks // replicates) for i in range(replicates)])
+    return runs.iloc[np.lexsort((rng.random(len(runs)), runs["block"]))].reset_index(drop=True)
+
+
+def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.DataFrame]:
+    """The experiments of a design file, by name: each a table of runs in their order.
+
+    An experiment has `levels`, `generators` if it is a fraction, `fixed` values, `replicates` and `blocks`.
+    """
+    text = yaml.safe_load(Path(path).read_text())
+    streams = np.random.default_rng(text["seed"]).spawn(len(text["experiments"]))
+    return {name: _experiment(name, dict(given), rng)
+            for (name, given), rng in zip(text["experiments"].items(), streams, strict=True)}
+
+
+def _experiment(name: str, given: dict, rng: np.random.Generator) -> pd.DataFrame:
+    unknown = set(given) - {"levels", "generators", "fixed", "replicates", "blocks"}
+    if unknown:
+        raise ValueError(f"experiment {name}: unknown entry {sorted(unknown)[0]!r}; allowed are levels, generators, "
+                         "fixed, replicates and blocks")
+    generators = given.get("generators")
+    design = fractional_factorial(given["levels"], generators) if generators else full_factorial(given["levels"])
+    return run_order(design.assign(**given.get("fixed", {})), rng, given.get("replicates", 1), given.get("blocks"))
+
+
+def _check_levels(levels: dict[str, list]) -> None:
+    for name, values in levels.items():
+        if len(set(values)) < 2 or len(set(values)) < len(values):
+            raise ValueError(f"{name} has the levels {values}: a factor needs two different levels or more; "
+                             "put a constant among the fixed values")
+
+
+def _columns(design: pd.DataFrame, term: str, centre: bool = True) -> np.ndarray:
+    """The term's columns in deviation coding: (rows, product over its factors of levels - 1)."""
+    columns = np.ones((len(design), 1))
+    for name in term.split(":"):
+        levels = list(dict.fromkeys(design[name]))
+        coded = np.array([[float(value == level) - float(value == levels[-1]) for level in levels[:-1]]
+                          for value in design[name]])
+        columns = (columns[:, :, None] * coded[:, None, :]).reshape(len(design), -1)
+    return columns - columns.mean(axis=0) if centre else columns
+
+
+def _share_direction(one: np.ndarray, other: np.ndarray) -> bool:
+    ranks = [np.linalg.matrix_rank(columns) for columns in (one, other, np.column_stack([one, other]))]
+    return ranks[2] < ranks[0] + ranks[1]

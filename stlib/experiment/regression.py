@@ -1,0 +1,54 @@
+"""Least squares on the relative error."""
+
+import numpy as np
+
+
+def independent(x: np.ndarray) -> list[int]:
+    """The columns of x, (n, terms), that are no combination of earlier ones."""
+    kept, basis = [], np.zeros((len(x), 0))
+    for i, column in enumerate((x / np.maximum(np.linalg.norm(x, axis=0), 1e-300)).T):
+        rest = column - basis @ (basis.T @ column)
+        rest -= basis @ (basis.T @ rest)
+        if np.linalg.norm(rest) > 1e-6:
+            kept.append(i)
+            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+    return kept
+
+
+def solve(x: np.ndarray, y: np.ndarray, log_factor: np.ndarray) -> tuple[np.ndarray, float]:
+    """beta (terms,) and gamma of y = exp(gamma * log_factor) * (x @ beta), with relative errors.
+
+    Each by least squares given the other, until they stand; beta's rows weigh 1 / (x @ beta)**2. x: (n, terms),
+    y: (n,) seconds. Raises ValueError if a mean is not positive or the fit does not settle.
+    """
+    gamma, mean = 1.0, y
+    for _ in range(200):
+        adjusted = y / np.exp(gamma * log_factor)
+        beta = np.linalg.lstsq(x / mean[:, None], adjusted / mean, rcond=None)[0]
+        if (x @ beta <= 0).any():
+            raise ValueError("the fit predicts a time that is not positive: the rows' levels are too few or too noisy")
+        step = _slope(log_factor, np.log(adjusted / (x @ beta)))
+        change = abs(step) + np.abs(x @ beta / mean - 1).max()
+        gamma, mean = gamma + step, x @ beta
+        if change < 1e-9:
+            return beta, float(gamma)
+    raise ValueError("the fit did not settle: check the rows for outliers")
+
+
+def hc3(x: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Covariance of least squares that allows unequal variances (J. S. Long and L. H. Ervin, 2000: HC3)."""
+    inverse = np.linalg.pinv(x.T @ x)
+    leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
+    weighted = x * (residual / (1 - np.minimum(leverage, 0.999)))[:, None]
+    return inverse @ (weighted.T @ weighted) @ inverse
+
+
+def slope_se(log_factor, ratio) -> float:
+    """Standard error of gamma; ratio: (n,), measured over fitted."""
+    spread = ((log_factor - log_factor.mean()) ** 2).sum()
+    return float(np.std(np.log(ratio)) / np.sqrt(spread)) if spread > 1e-12 else 0.0
+
+
+def _slope(x, y) -> float:
+    centred = x - x.mean()
+    return float(centred @ y / (centred @ centred)) if centred @ centred > 1e-12 else 0.0

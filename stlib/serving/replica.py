@@ -1,0 +1,142 @@
+"""Replicas: a process that holds one loaded workload and does one job at a time; Ray actors, on one machine or more.
+
+`RAY_ADDRESS` names a running Ray cluster; without it Ray is started on this machine for this program.
+"""
+
+import os
+import socket
+import time
+
+from stlib.serving.workload import Workload, make_workload
+
+CONNECT_S = 5.0
+LOAD_S = 300.0
+IDLE_S = 0.1  # after a longer pause the last probe no longer tells the machine's speed
+OBJECT_STORE_BYTES = 128 * 2**20
+
+
+class Replica:
+    """Does jobs, one at a time, with `threads` torch threads; the workload is loaded once, here.
+
+    workload: a name of the registry, options its keyword arguments. menu: for each method's name the parameters it
+    stands for; left out, the name itself is the parameter `method`.
+    """
+
+    def __init__(self, workload: str, options: dict | None = None, threads: int = 1, menu: dict | None = None):
+        import torch
+
+        torch.set_num_threads(threads)
+        began = time.monotonic()
+        self.menu, self.threads = menu, threads
+        self.workload: Workload = make_workload(workload, **(options or {}))
+        self.workload.load()
+        self.load_s = time.monotonic() - began
+        self._probe_s, self._probed_at = float("nan"), float("-inf")
+
+    def about(self) -> dict:
+        """Process id, threads and the seconds that loading took; answers as soon as the replica can work."""
+        return {"pid": os.getpid(), "threads": self.threads, "load_s": self.load_s}
+
+    def run(self, params: dict, method: str | None = None, probe: bool = True) -> tuple:
+        """Do one job; returns its payload and its products.
+
+        To the workload's products are added `run_s`, the run alone, and `service_s`, run and probes; with `probe`
+        also `probe_before_s`, `probe_after_s`, their mean `probe_s`, and `probe_cost_s`, what the probes took in all.
+        The probe after the last job is the one before this, unless the replica has idled since. An error of the
+        workload is raised here and leaves the replica able to work.
+        """
+        began = time.monotonic()
+        before = self._probe_before() if probe else None
+        started = time.monotonic()
+        payload, products = self.workload.run(params | self._options(method))
+        ended = time.monotonic()
+        products = products | {"run_s": ended - started}
+        if probe:
+            after = self._probe()
+            products |= {"probe_before_s": before, "probe_after_s": after, "probe_s": (before + after) / 2,
+                         "probe_cost_s": time.monotonic() - ended + started - began}
+        return payload, products | {"service_s": time.monotonic() - began}
+
+    def call(self, name: str, *arguments):
+        """Call a method of the workload, such as `pieces` of the story's probe."""
+        return getattr(self.workload, name)(*arguments)
+
+    def _options(self, method: str | None) -> dict:
+        if method is None:
+            return {}
+        if self.menu is None:
+            return {"method": method}
+        if method not in self.menu:
+            raise ValueError(f"unknown method {method!r}: the menu has {', '.join(self.menu)}")
+        return self.menu[method]
+
+    def _probe_before(self) -> float:
+        return self._probe_s if time.monotonic() - self._probed_at < IDLE_S else self._probe()
+
+    def _probe(self) -> float:
+        self._probe_s = self.workload.probe()
+        self._probed_at = time.monotonic()
+        return self._probe_s
+
+
+def start_ray() -> None:
+    """Connect to the cluster of `RAY_ADDRESS`, else start Ray on this machine, quietly and for this program only.
+
+    Does nothing if Ray runs already. Raises RuntimeError with the remedy.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise RuntimeError("Ray is not installed: pip install ray") from None
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _check_reachable(address)
+            ray.init(address, logging_level="ERROR", log_to_driver=False)
+        else:
+            ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False, _node_ip_address="127.0.0.1",
+                     object_store_memory=OBJECT_STORE_BYTES, _system_config={"worker_niceness": 0})
+    except Exception as error:  # Ray raises bare ones
+        remedy = f"is a cluster running at RAY_ADDRESS={address}? unset RAY_ADDRESS to start Ray on this machine" \
+            if address else "check the space in the temporary folder and that this machine lets processes listen"
+        raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}): {remedy}") from error
+
+
+def start_replica(workload: str, *, threads: int = 1, options: dict | None = None, menu: dict | None = None,
+                  gpus: float = 0):
+    """A loaded replica: the handle of its Ray actor. It takes one CPU slot of Ray's, whatever its threads.
+
+    Raises ValueError for an unknown workload and RuntimeError if the replica does not come up, with the reason.
+    """
+    make_workload(workload, **(options or {}))
+    start_ray()
+    import ray
+
+    actor = ray.remote(Replica).options(num_cpus=1, num_gpus=gpus,
+                                        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}})
+    handle = actor.remote(workload, options, threads, menu)
+    try:
+        ray.get(handle.about.remote(), timeout=LOAD_S)
+    except ray.exceptions.GetTimeoutError:
+        raise RuntimeError(f"no replica after {LOAD_S:.0f} s: Ray has {ray.available_resources().get('CPU', 0):.0f} "
+                           "free CPU slots and a replica takes one; start fewer, or a larger cluster") from None
+    except ray.exceptions.RayActorError as error:
+        raise RuntimeError(f"the replica did not come up: {error}") from error
+    return handle
+
+
+def stop_replica(handle) -> None:
+    """End a replica's process at once, whatever it is doing."""
+    import ray
+
+    ray.kill(handle)
+
+
+def _check_reachable(address: str) -> None:
+    """Fail fast where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()

@@ -1,0 +1,171 @@
+"""What a replica can do: a workload is loaded once, then does one job after another.
+
+The dispatcher, the job table and the predictions know workloads only by the members of `Workload`.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from stlib.generation import StoryJob, Storyteller
+
+PROBE_STEPS, PROBE_TOKENS = 2, 0  # what notebook 05 found best for at most 5 % of the mean job
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+class Workload(Protocol):
+    """What the served system asks of a workload."""
+
+    name: str
+
+    def load(self) -> None:
+        """Load the models and do one small inference, so that the first job costs what later ones cost."""
+
+    def validate(self, params: dict) -> None:
+        """Raise ValueError for parameters that `run` would refuse. Needs no loaded model."""
+
+    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[Any, dict]:
+        """Do one job; returns its payload and its products (plain values: what it took, seconds by stage)."""
+
+    def probe(self) -> float:
+        """Seconds that a small fixed piece of the workload's own computation takes now: the machine's speed."""
+
+
+class StoryWorkload:
+    """Stories told and illustrated by a Storyteller; the parameters are the fields of a StoryJob.
+
+    models, device, precision, llm_dtype: as in `Storyteller.from_pretrained`.
+    probe_steps, probe_tokens: how often a probe repeats one guided denoising step of one picture, and one decoded
+    token; of each kind the fastest counts.
+    """
+
+    name = "story"
+
+    def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto", *,
+                 probe_steps: int = PROBE_STEPS, probe_tokens: int = PROBE_TOKENS):
+        self.storyteller = Storyteller.from_pretrained(models, device, precision, llm_dtype)
+        self.probe_steps, self.probe_tokens = probe_steps, probe_tokens
+        self._step = self._token = None
+
+    def load(self) -> None:
+        """Load both models and do one small job; its last calls of LLM and denoiser are kept as the probe's pieces."""
+        job = StoryJob(prompt="a fox", captions=("a fox",), llm_tokens=4, exact_tokens=True, steps=2)
+        teller = self.storyteller.load()
+        denoiser = getattr(teller.pipe, "unet", None) or teller.pipe.transformer
+        with _LastCall(denoiser) as self._step, _LastCall(teller.writer.model) as self._token:
+            teller.tell(job)
+
+    def validate(self, params: dict) -> None:
+        """Raise ValueError for parameters that are no StoryJob or beyond these models."""
+        self.storyteller.check(self._job(params))
+
+    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
+        """Tell one story.
+
+        Payload: story, captions, panels as PNG bytes. Products: tokens_run, steps_run, seconds by stage.
+        """
+        result = self.storyteller.tell(self._job(params), on_progress)
+        payload = {"story": result.story, "captions": result.captions, "panels": [_png(p) for p in result.panels]}
+        stages = {f"{stage}_s": sum(spent) if isinstance(spent, list) else spent
+                  for stage, spent in result.timings.items() if stage != "total"}
+        return payload, {"tokens_run": result.tokens_run, "steps_run": result.steps_run, **stages}
+
+    def probe(self) -> float:
+        """The fastest of `probe_steps` denoising steps and of `probe_tokens` tokens, added up."""
+        pieces = self.pieces(self.probe_steps, self.probe_tokens)
+        return sum(min(seconds) for seconds in pieces.values() if seconds)
+
+    def pieces(self, steps: int, tokens: int) -> dict[str, list[float]]:
+        """Seconds of each of `steps` denoising steps and `tokens` tokens, run in alternation."""
+        spent = {"step": [], "token": []}
+        for i in range(max(steps, tokens)):
+            if i < steps:
+                spent["step"].append(_timed(self._step.repeat))
+            if i < tokens:
+                spent["token"].append(_timed(self._token.repeat))
+        return spent
+
+    def _job(self, params: dict) -> StoryJob:
+        unknown = set(params) - set(StoryJob.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"a story has no parameter {sorted(unknown)[0]!r}: it has "
+                             f"{', '.join(StoryJob.__dataclass_fields__)}")
+        return StoryJob(**params)
+
+
+class SleepWorkload:
+    """Jobs that sleep for `seconds`: they time the dispatcher and drive crash tests."""
+
+    name = "sleep"
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def validate(self, params: dict) -> None:
+        """Raise ValueError unless `seconds` is a number from 0 to 3600."""
+        seconds = params.get("seconds")
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
+            raise ValueError(f"seconds = {seconds!r}: a sleeping job takes from 0 to 3600")
+
+    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:
+        """Sleep; the product is `slept_s`."""
+        began = time.monotonic()
+        time.sleep(params["seconds"])
+        return None, {"slept_s": time.monotonic() - began}
+
+    def probe(self) -> float:
+        """A sleep of a millisecond."""
+        began = time.monotonic()
+        time.sleep(0.001)
+        return time.monotonic() - began
+
+
+class _LastCall:
+    """Keeps the arguments of a module's last call within a `with`, to repeat that call afterwards."""
+
+    def __init__(self, module):
+        self.module, self.args, self.kwargs = module, (), {}
+
+    def __enter__(self):
+        self._hook = self.module.register_forward_pre_hook(self._keep, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_):
+        self._hook.remove()
+
+    def _keep(self, module, args, kwargs):
+        self.args, self.kwargs = args, kwargs
+
+    def repeat(self) -> None:
+        """An LLM's cache grew by the tokens of the call, so they are taken off first."""
+        if "past_key_values" in self.kwargs:
+            self.kwargs["past_key_values"].crop(-self.args[0].shape[1])
+        with torch.inference_mode():
+            self.module(*self.args, **self.kwargs)
+
+
+def _timed(call: Callable[[], None]) -> float:
+    began = time.monotonic()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - began
+
+
+def _png(panel) -> bytes:
+    file = io.BytesIO()
+    panel.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+WORKLOADS = {workload.name: workload for workload in (StoryWorkload, SleepWorkload)}
+
+
+def make_workload(name: str, **options) -> Workload:
+    """The workload of that name, not yet loaded. Raises ValueError for an unknown name."""
+    if name not in WORKLOADS:
+        raise ValueError(f"unknown workload {name!r}: use one of {', '.join(WORKLOADS)}")
+    return WORKLOADS[name](**options)

@@ -1,0 +1,93 @@
+"""Designs are balanced, say what they confound, and refuse what they cannot estimate."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stlib.experiment.design import (
+    aliases,
+    check_estimable,
+    fractional_factorial,
+    full_factorial,
+    read_design,
+    run_order,
+    terms_up_to,
+)
+
+LEVELS = {name: [0, 1] for name in "abcde"}
+FRACTION = {"d": ["a", "b"], "e": ["a", "c"]}  # 2^(5-2), of resolution III
+
+
+def test_full_factorial_has_every_combination_once():
+    design = full_factorial({"method": ["sequential", "parallel"], "steps": [4, 8, 16]})
+    assert len(design) == 6 == len(design.drop_duplicates())
+    assert set(design["steps"]) == {4, 8, 16}
+
+
+def test_a_fraction_is_the_product_of_its_generators():
+    design = fractional_factorial(LEVELS, FRACTION)
+    sign = design * 2 - 1
+    assert len(design) == 8 and (design.mean() == 0.5).all()
+    assert (sign["d"] == sign["a"] * sign["b"]).all() and (sign["e"] == sign["a"] * sign["c"]).all()
+
+
+def test_aliases_of_a_textbook_fraction():
+    """2^(5-2) with D = AB, E = AC: Box, Hunter and Hunter's alias structure, interactions of two factors."""
+    found = aliases(fractional_factorial(LEVELS, FRACTION), terms_up_to(list("abcde")))
+    assert found["a"] == ["b:d", "c:e"]
+    assert found["b:c"] == ["d:e"]
+    assert found["d"] == ["a:b"]
+
+
+def test_a_full_factorial_confounds_nothing():
+    design = full_factorial({"a": [1, 2], "b": [1, 2, 3], "c": [0, 1]})
+    assert not any(aliases(design, terms_up_to(["a", "b", "c"], 3)).values())
+
+
+def test_an_aliased_term_is_refused_by_name():
+    design = fractional_factorial(LEVELS, FRACTION)
+    check_estimable(design, list("abcde"))
+    with pytest.raises(ValueError, match="d is aliased with a:b"):
+        check_estimable(design, ["a", "b", "d", "a:b"])
+
+
+def test_one_level_is_refused():
+    with pytest.raises(ValueError, match="steps has the levels"):
+        full_factorial({"steps": [8], "n_panels": [1, 2]})
+    with pytest.raises(ValueError, match="steps has one level"):
+        check_estimable(pd.DataFrame({"steps": [8, 8], "n_panels": [1, 2]}), ["steps", "n_panels"])
+    with pytest.raises(ValueError, match="two-level"):
+        fractional_factorial(LEVELS | {"a": [1, 2, 3]}, FRACTION)
+
+
+def test_fewer_rows_than_parameters_are_refused():
+    design = pd.DataFrame({"a": [0, 1, 2], "b": [0, 1, 1]})
+    with pytest.raises(ValueError, match="3 rows for 4 parameters"):
+        check_estimable(design, ["a", "b"])
+
+
+def test_unknown_factors_are_refused():
+    with pytest.raises(ValueError, match="unknown factor 'f'"):
+        check_estimable(full_factorial(LEVELS), ["f"])
+    with pytest.raises(ValueError, match="generators"):
+        fractional_factorial(LEVELS, {"d": ["a", "f"]})
+
+
+def test_run_order_keeps_blocks_whole_and_shuffles_within():
+    design = full_factorial({"a": [0, 1], "b": [0, 1, 2, 3]})
+    runs = run_order(design, np.random.default_rng(1), replicates=4, blocks=2)
+    assert (np.diff(runs["block"]) >= 0).all()
+    assert (runs.groupby(["block", "a", "b"]).size() == 2).all()
+    one, other = (part[["a", "b"]].to_numpy() for _, part in runs.groupby("block"))
+    assert not np.array_equal(one, other)
+    assert runs.equals(run_order(design, np.random.default_rng(1), replicates=4, blocks=2))
+    with pytest.raises(ValueError, match="3 replicates in 2 blocks"):
+        run_order(design, np.random.default_rng(1), replicates=3, blocks=2)
+
+
+def test_the_committed_design_can_estimate_what_the_notebook_asks():
+    experiments = read_design()
+    factors = ["method", "n_panels", "steps", "llm_tokens", "image_size", "guidance_scale", "threads"]
+    check_estimable(experiments["screening"], [*factors, "method:n_panels", "n_panels:steps"])
+    check_estimable(experiments["work"], terms_up_to(["method", "n_panels", "steps", "llm_tokens"]))
+    check_estimable(experiments["images"], terms_up_to(["method", "llm_tokens", "image_size"]))
