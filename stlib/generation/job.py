@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from stlib.generation.illustrator import METHODS
+from stlib.generation.loading import PRECISIONS
 
 MAX_PROMPT_CHARS = 1000
 MAX_PANELS = 16
@@ -29,7 +30,7 @@ class StoryJob:
     n_panels: sentences and pictures, 1 to 16; left out, the number of captions, or 4.
     captions: if given, they are drawn instead of the LLM's sentences.
     llm_tokens: the most tokens the LLM may decode, at least 4 a panel.
-    exact_tokens: decode exactly `llm_tokens` (a prompt and captions must be given).
+    exact_tokens: decode exactly `llm_tokens`, at least 1 a panel (a prompt and captions must be given).
     method: a name in METHODS.
     steps: denoising steps a picture, 1 to 200.
     image_size: pixels a side; left out or "auto": what the model was trained at.
@@ -72,6 +73,8 @@ class StoryJob:
             object.__setattr__(self, name, value)
         self._check_panels()
         check_method(self.method)
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision {self.precision!r} is not implemented: use one of {', '.join(PRECISIONS)}")
         if self.early_exit:
             raise ValueError("early_exit is not implemented yet: leave it False")
 
@@ -81,10 +84,11 @@ class StoryJob:
                 f"{len(self.captions)} captions for n_panels = {self.n_panels}: give one caption a panel, "
                 "or leave n_panels out"
             )
-        if self.prompt and self.llm_tokens < MIN_TOKENS_PER_PANEL * self.n_panels:
+        needed = self.n_panels * (1 if self.exact_tokens else MIN_TOKENS_PER_PANEL)
+        if self.prompt and self.llm_tokens < needed:
             raise ValueError(
                 f"llm_tokens = {self.llm_tokens} for {self.n_panels} panels: a sentence needs at least "
-                f"{MIN_TOKENS_PER_PANEL} tokens, so give {MIN_TOKENS_PER_PANEL * self.n_panels} or more"
+                f"{needed // self.n_panels} of them, so give {needed} or more"
             )
         if self.exact_tokens and not (self.prompt and self.captions):
             raise ValueError(

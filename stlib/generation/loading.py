@@ -1,5 +1,6 @@
 """One loading path for embedded, local and hub models. Safetensors only; no code from a model's repository is run."""
 
+import logging
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +17,19 @@ from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HUB_TIMEOUT_S = 5.0
 
+log = logging.getLogger(__name__)
+
 
 def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
     """Model and tokenizer of a causal LM: 'embedded', a folder, or a hub name. dtype: a name in PRECISIONS, or 'auto'.
 
     Raises ModelError with the remedy.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source, options = _source(name, embedded_llm)
     dtype = PRECISIONS[choose_llm_dtype(device) if dtype == "auto" else dtype]
     with _loading(name, "a causal LM of transformers"):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-        model = AutoModelForCausalLM.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
     return model.to(device), tokenizer
@@ -36,11 +37,9 @@ def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
 
 def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32"):
     """A text-to-image pipeline of diffusers: 'embedded', a folder, or a hub name. Raises ModelError with the remedy."""
-    from diffusers import AutoPipelineForText2Image
-
     source, options = _source(name, embedded_ldm)
     with _loading(name, "a text-to-image pipeline of diffusers"):
-        pipe = AutoPipelineForText2Image.from_pretrained(
+        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
             source, dtype=PRECISIONS[precision], use_safetensors=True, **options
         )
     pipe.set_progress_bar_config(disable=True)
@@ -83,7 +82,8 @@ def _on_hub(name: str) -> bool:
             f"no model {name!r}: no such folder, and the hub does not show it to you. Check the spelling; for a "
             "private or gated model log in with `hf auth login` or set HF_TOKEN"
         ) from error
-    except Exception:  # unreachable, in whatever words of the HTTP client: the hub's cache may have the model
+    except Exception as error:  # unreachable, in whatever words of the HTTP client: the hub's cache may have it
+        log.warning("the hub does not answer (%s): looking for %s in its cache", error, name)
         return False
     return True
 

@@ -9,7 +9,7 @@ pass together with the last token, and are not counted as decoded tokens.
 import copy
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ NOT_FIRST = frozenset(
     for word in words.split()
 )
 STOP_MARKS = ".!?\n"
+DETERMINER = re.compile(r"^(an?|the|one|some|my|your|his|her|our|their)\s+", re.IGNORECASE)
 TEMPERATURE, TOP_K = 0.6, 40
 
 
@@ -50,8 +51,12 @@ class Story:
 def opening(prompt: str) -> str:
     """How every sentence begins: 'The fox' for 'a fox and a red balloon', 'The' where no short subject is found."""
     subject = re.split(r"[,.;:!?]| (?:and|in|on|at|with|who|that|of|under|by|near|finds?|is|has) ", prompt.strip())[0]
-    words = re.sub(r"^(an?|the|one|some)\s+", "", subject, flags=re.IGNORECASE).split()
-    return " ".join(["The", *words]) if 1 <= len(words) <= 3 else "The"
+    bare = DETERMINER.sub("", subject)
+    words = bare.split()
+    if not 1 <= len(words) <= 3 or any(DETERMINER.match(f"{word} ") for word in words):
+        return "The"
+    is_name = bare == subject and words[0][0].isupper()
+    return " ".join(words if is_name else ["The", *words])
 
 
 class StoryWriter:
@@ -102,15 +107,11 @@ class StoryWriter:
         for panel in range(n_panels):
             share = (llm_tokens - done) // (n_panels - panel)
             tokens = []
-            while True:
-                token = self._sample(logits, generator, used if not tokens else None)
+            for token in self._decode(logits, cache, share, used, generator, exact_tokens):
                 tokens.append(token)
                 done += 1
                 if on_token:
                     on_token(done, llm_tokens)
-                if len(tokens) == share or (self._stop[token] and not exact_tokens):
-                    break
-                logits = self._forward([token], cache)
             used.append(tokens[0])
             sentences.append(self._sentence(prompt, tokens))
             if panel + 1 < n_panels:
@@ -134,6 +135,15 @@ class StoryWriter:
             ids = torch.tensor([ids], device=self.model.device)
             output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1].float().cpu()
+
+    def _decode(self, logits, cache, share: int, used: list[int], generator, exact: bool) -> Iterator[int]:
+        """One sentence's tokens: `share` of them, or fewer if a stop mark comes and `exact` is false."""
+        for i in range(share):
+            token = self._sample(logits, generator, None if i else used)
+            yield token
+            if i + 1 == share or (self._stop[token] and not exact):
+                return
+            logits = self._forward([token], cache)
 
     def _sample(self, logits, generator, used_first=None) -> int:
         """Top-k sampling; `used_first` (a sentence's first token only): the first tokens of earlier sentences."""
