@@ -56,7 +56,7 @@ def loop_case(case, seed=0):
                       max_waiting=waiting, deadline=case["deadline"], ties=ties)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(small_cases())
 def test_every_small_case_is_the_plain_loop(case):
     table = simulate_case(case)
