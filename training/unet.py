@@ -1,21 +1,28 @@
-"""Training of the UNet on encoded scenes and captions, for a budget of wall-clock time."""
+"""Training of the UNet on encoded scenes and captions, for a budget of wall-clock time.
+
+One process a core, each with half of the batch: so small a network gains little from a second thread, and averaging
+the gradients of two processes is faster.
+"""
 
 import copy
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL
+from torch.nn.parallel import DistributedDataParallel
 
 from training.concepts import WORK
 from training.diffusion import new_unet, noised, sample
 from training.sheets import save_sheet
 from training.vae import cosine_rate, update_average
 
-BATCH = 24
-PEAK_RATE = 1.2e-3
+BATCH = 8  # a process
+PEAK_RATE = 1e-3
 EMPTY_SHARE = 0.1  # of the captions are dropped, for guidance
 SUBJECT_WEIGHT = 2.0  # of a latent cell that a subject covers, against 1 for the place
 EMA_DECAY = 0.998
@@ -86,14 +93,14 @@ class Training:
         self.step, self.spent = 0, 0.0
         if checkpoint.exists():
             self._resume()
-        self.generator = torch.Generator().manual_seed(1 + self.step)
+        self.parallel = DistributedDataParallel(self.unet, gradient_as_bucket_view=True)
+        self.generator = torch.Generator().manual_seed(1 + self.step + 1_000_000 * dist.get_rank())
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint)
         for name in ("unet", "average", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.spent = state["step"], state["spent"]
-        print(f"unet resumed at step {self.step}, {self.spent / 60:.1f} min", flush=True)
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
@@ -108,7 +115,7 @@ class Training:
             group["lr"] = rate
         x0, weights, states = data.batch(BATCH, self.generator)
         noisy, t, target = noised(x0, self.generator)
-        loss = (weights * (self.unet(noisy, t, states).sample - target).square()).mean()
+        loss = (weights * (self.parallel(noisy, t, states).sample - target).square()).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
@@ -126,27 +133,64 @@ def probe(unet, name: str) -> None:
         save_sheet(vae.decode(latents).sample, WORK / "probes" / f"{name}.png", columns=6)
 
 
-def train(minutes: float, checkpoint: Path) -> None:
-    """Trains for `minutes` of wall-clock time; saves and draws probe pictures every five minutes; resumes."""
-    state, data = Training(checkpoint), Scenes("train")
-    checks = {"validation": Validation("validation"), "held-out pairs": Validation("held_out")}
-    millions = sum(p.numel() for p in state.unet.parameters()) / 1e6
-    print(f"unet: {millions:.2f} M parameters, {len(data)} scenes, {len(data.tables)} caption tables", flush=True)
-    begun, running = time.time() - state.spent, None
-    logged = saved = time.time()
-    while (done := (time.time() - begun) / (60 * minutes)) < 1:
-        loss = state.update(data, cosine_rate(PEAK_RATE, done, state.step, warmup=200))
-        state.spent = time.time() - begun
-        running = loss if running is None else 0.99 * running + 0.01 * loss
-        if time.time() - logged > 120:
-            logged = time.time()
-            errors = {name: check(state.average) for name, check in checks.items()}
-            print(f"unet {state.spent / 60:5.1f} min, step {state.step}, train {running:.4f}, {errors}", flush=True)
-        if time.time() - saved > 300:
-            saved = time.time()
+def _common(value: float) -> float:
+    """The first process's value, in all processes."""
+    shared = torch.tensor([value], dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return shared.item()
+
+
+class Log:
+    """What the first process prints and saves while it trains."""
+
+    def __init__(self, state: Training):
+        self.state, self.running = state, None
+        self.checks = {"validation": Validation("validation"), "held-out pairs": Validation("held_out")}
+        self.logged = self.saved = time.time()
+        millions = sum(p.numel() for p in state.unet.parameters()) / 1e6
+        print(f"unet: {millions:.2f} M parameters, from step {state.step}, {state.spent / 60:.1f} min", flush=True)
+
+    def __call__(self, loss: float) -> None:
+        """Prints the errors every two minutes; saves and draws probe pictures every five."""
+        state, now = self.state, time.time()
+        self.running = loss if self.running is None else 0.99 * self.running + 0.01 * loss
+        if now - self.logged > 120:
+            self.logged = now
+            self.errors()
+        if now - self.saved > 300:
+            self.saved = now
             state.save()
             probe(state.average, f"step_{state.step:05d}")
-    state.save()
-    for name, check in checks.items():
-        print(f"unet done: step {state.step}, {name} {check(state.average)}", flush=True)
-    probe(state.average, "final")
+
+    def errors(self) -> None:
+        """Prints the errors on validation scenes and on held-out pairs."""
+        errors = {name: check(self.state.average) for name, check in self.checks.items()}
+        minutes = self.state.spent / 60
+        print(f"unet {minutes:5.1f} min, step {self.state.step}, train {self.running:.4f}, {errors}", flush=True)
+
+
+def _work(rank: int, workers: int, minutes: float, checkpoint: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    state, data = Training(checkpoint), Scenes("train")
+    log = Log(state) if rank == 0 else None
+    begun = time.time() - state.spent
+    while (done := _common((time.time() - begun) / (60 * minutes))) < 1:
+        loss = state.update(data, cosine_rate(PEAK_RATE, done, state.step, warmup=200))
+        state.spent = done * 60 * minutes
+        if log:
+            log(loss)
+    if log:
+        log.errors()
+        state.save()
+        probe(state.average, "final")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(minutes: float, checkpoint: Path, workers: int = 2) -> None:
+    """Trains for `minutes` of wall-clock time in `workers` processes; resumes from `checkpoint`."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29533")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(_work, (workers, minutes, checkpoint), nprocs=workers)
