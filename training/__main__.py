@@ -34,14 +34,12 @@ def prepare() -> None:
     compose()
 
 
-def vae(minutes: float) -> None:
-    import numpy as np
-
+def vae(minutes: float, workers: int) -> None:
     from training.prepare import VAE_PICTURES
     from training.vae import train
 
-    pictures = np.load(WORK / "pictures_train.npy", mmap_mode="r")[:VAE_PICTURES]
-    train(np.array(pictures), np.load(WORK / "pictures_validation.npy")[:200], minutes, WORK / "vae.pt")
+    files = WORK / "pictures_train.npy", VAE_PICTURES, WORK / "pictures_validation.npy"
+    train(*files, minutes, WORK / "vae.pt", workers)
 
 
 def encode() -> None:
@@ -55,13 +53,29 @@ def encode() -> None:
             encode_captions(table, seed)
 
 
-def decoder(minutes: float) -> None:
-    from diffusers import AutoencoderKL
+def unet(minutes: float, workers: int) -> None:
+    from training.unet import train
 
+    train(minutes, WORK / "unet.pt", workers)
+
+
+def decoder(minutes: float, workers: int) -> None:
     from training.decoder import tune
-    from training.export import trained_unet
 
-    tune(AutoencoderKL.from_pretrained(WORK / "vae"), trained_unet(), minutes)
+    if not (WORK / "vae_tuned").exists():
+        tune(minutes, workers)
+
+
+def export() -> None:
+    from training.export import export as write
+
+    write()
+
+
+def sheets() -> None:
+    from training.report import sheets as write
+
+    write()
 
 
 def main(
@@ -69,21 +83,17 @@ def main(
     vae_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of VAE training")] = 17.0,
     unet_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of UNet training")] = 55.0,
     decoder_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of decoder tuning")] = 7.0,
-    threads: Annotated[int, typer.Option(min=1, help="threads of PyTorch")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="processes of a training: one a core")] = 2,
 ) -> None:
-    """Trains the illustrator from npm's emoji artwork to committed weights; an interrupted stage resumes."""
-    from training.export import export
-    from training.report import sheets
-    from training.unet import train as train_unet
-
-    torch.set_num_threads(threads)
+    """Trains the illustrator from npm's emoji artwork to weights in data/models; an interrupted stage resumes."""
+    torch.set_num_threads(workers)
     WORK.mkdir(exist_ok=True)
     steps = {
         Stage.prepare: prepare,
-        Stage.vae: lambda: vae(vae_minutes),
+        Stage.vae: lambda: vae(vae_minutes, workers),
         Stage.encode: encode,
-        Stage.unet: lambda: train_unet(unet_minutes, WORK / "unet.pt"),
-        Stage.decoder: lambda: decoder(decoder_minutes),
+        Stage.unet: lambda: unet(unet_minutes, workers),
+        Stage.decoder: lambda: decoder(decoder_minutes, workers),
         Stage.export: export,
         Stage.sheets: sheets,
     }

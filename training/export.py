@@ -2,20 +2,11 @@
 
 import json
 
-import torch
 from diffusers import AutoencoderKL
 
 from training.concepts import MODEL_DIR, WORK
-from training.diffusion import new_scheduler, new_unet
-
-UNET = WORK / "unet.pt"
-
-
-def trained_unet():
-    """The moving average of the UNet's weights, fp32."""
-    unet = new_unet()
-    unet.load_state_dict(torch.load(UNET)["average"])
-    return unet.eval()
+from training.diffusion import new_scheduler
+from training.unet import trained_unet
 
 
 def export() -> None:

@@ -1,21 +1,15 @@
-"""Training of the UNet on encoded scenes and captions, for a budget of wall-clock time.
-
-One process a core, each with half of the batch: so small a network gains little from a second thread, and averaging
-the gradients of two processes is faster.
-"""
+"""Training of the UNet on encoded scenes and captions, for a budget of wall-clock time."""
 
 import copy
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from diffusers import AutoencoderKL
-from torch.nn.parallel import DistributedDataParallel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from training import parallel
 from training.concepts import WORK
 from training.diffusion import new_unet, noised, sample
 from training.sheets import save_sheet
@@ -93,8 +87,7 @@ class Training:
         self.step, self.spent = 0, 0.0
         if checkpoint.exists():
             self._resume()
-        self.parallel = DistributedDataParallel(self.unet, gradient_as_bucket_view=True)
-        self.generator = torch.Generator().manual_seed(1 + self.step + 1_000_000 * dist.get_rank())
+        self.generator = torch.Generator().manual_seed(1 + self.step + 1_000_000 * parallel.rank())
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint)
@@ -115,14 +108,22 @@ class Training:
             group["lr"] = rate
         x0, weights, states = data.batch(BATCH, self.generator)
         noisy, t, target = noised(x0, self.generator)
-        loss = (weights * (self.parallel(noisy, t, states).sample - target).square()).mean()
+        loss = (weights * (self.unet(noisy, t, states).sample - target).square()).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(list(self.unet.parameters()))
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         update_average(self.average, self.unet, self.step, EMA_DECAY)
         return loss.item()
+
+
+def trained_unet() -> UNet2DConditionModel:
+    """The moving average of the weights in the checkpoint work/unet.pt, fp32."""
+    unet = new_unet()
+    unet.load_state_dict(torch.load(WORK / "unet.pt")["average"])
+    return unet.eval()
 
 
 def probe(unet, name: str) -> None:
@@ -131,13 +132,6 @@ def probe(unet, name: str) -> None:
     latents = sample(unet, data.states(torch.arange(N_PROBES)), data.empty, list(range(N_PROBES)))
     with torch.no_grad():
         save_sheet(vae.decode(latents).sample, WORK / "probes" / f"{name}.png", columns=6)
-
-
-def _common(value: float) -> float:
-    """The first process's value, in all processes."""
-    shared = torch.tensor([value], dtype=torch.float64)
-    dist.broadcast(shared, 0)
-    return shared.item()
 
 
 class Log:
@@ -169,28 +163,21 @@ class Log:
         print(f"unet {minutes:5.1f} min, step {self.state.step}, train {self.running:.4f}, {errors}", flush=True)
 
 
-def _work(rank: int, workers: int, minutes: float, checkpoint: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=workers)
+def _work(minutes: float, checkpoint: Path) -> None:
     state, data = Training(checkpoint), Scenes("train")
-    log = Log(state) if rank == 0 else None
+    log = Log(state) if parallel.rank() == 0 else None
     begun = time.time() - state.spent
-    while (done := _common((time.time() - begun) / (60 * minutes))) < 1:
+    while (done := parallel.from_first((time.time() - begun) / (60 * minutes))) < 1:
         loss = state.update(data, cosine_rate(PEAK_RATE, done, state.step, warmup=200))
         state.spent = done * 60 * minutes
         if log:
             log(loss)
-    if log:
+    if log and log.running is not None:
         log.errors()
         state.save()
         probe(state.average, "final")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def train(minutes: float, checkpoint: Path, workers: int = 2) -> None:
     """Trains for `minutes` of wall-clock time in `workers` processes; resumes from `checkpoint`."""
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29533")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(_work, (workers, minutes, checkpoint), nprocs=workers)
+    parallel.run(_work, workers, minutes, checkpoint)

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from training import parallel
+
 LATENT_CHANNELS = 6
 CROP = 64  # px
 CROP_SHARE = 0.7  # of the time is spent on crops: many cheap steps first, whole pictures later
-BATCH = 8  # crops; half as many whole pictures
+BATCH = 4  # crops a process; half as many whole pictures
 PEAK_RATE = 1.5e-3
 KL_WEIGHT = 4e-4
 
@@ -80,43 +82,56 @@ def _loss(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
     return reconstruction_loss(decoded.float() - x) + KL_WEIGHT * kl
 
 
-def train(pictures: np.ndarray, validation: np.ndarray, minutes: float, checkpoint: Path) -> AutoencoderKL:
-    """Trains a VAE for `minutes` of wall-clock time; resumes from `checkpoint` (written every five minutes)."""
+def _work(pictures: Path, n: int, validation: Path, minutes: float, checkpoint: Path) -> None:
     torch.manual_seed(0)
     vae = new_vae()
     average = copy.deepcopy(vae).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    spent, step = 0.0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint)
-        vae.load_state_dict(state["vae"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        spent, step = state["spent"], state["step"]
-    rng = np.random.default_rng(step)
-    held = to_tensor(validation)
-    begun, logged, saved, running = time.time() - spent, time.time(), time.time(), None
-    while (done := (time.time() - begun) / (60 * minutes)) < 1:
+    spent, step = _resume(checkpoint, vae, average, optimizer)
+    rng = np.random.default_rng([step, parallel.rank()])
+    torch.manual_seed(1 + step + 1_000_000 * parallel.rank())
+    known = np.load(pictures, mmap_mode="r")[:n]
+    held = to_tensor(np.load(validation, mmap_mode="r")[:100])
+    begun, logged, saved = time.time() - spent, time.time(), time.time()
+    while (done := parallel.from_first((time.time() - begun) / (60 * minutes))) < 1:
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(PEAK_RATE, done, step)
-        loss = _loss(vae, _batch(pictures, rng, done < CROP_SHARE))
+        loss = _loss(vae, _batch(known, rng, done < CROP_SHARE))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(list(vae.parameters()))
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
         update_average(average, vae, step, 0.997)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if time.time() - logged > 60:
+        if parallel.rank() == 0 and time.time() - logged > 60:
             logged = time.time()
             quality = psnr(reconstruct(average, held), held)
-            print(f"vae {done * minutes:5.1f} min, step {step}, loss {running:.4f}, psnr {quality:.2f} dB", flush=True)
-        if time.time() - saved > 300:
+            print(f"vae {done * minutes:5.1f} min, step {step}, loss {loss.item():.4f}, {quality:.2f} dB", flush=True)
+        if parallel.rank() == 0 and time.time() - saved > 300:
             saved = time.time()
             _save(checkpoint, vae, average, optimizer, saved - begun, step)
-    _save(checkpoint, vae, average, optimizer, time.time() - begun, step)
-    print(f"vae done: {step} steps, psnr {psnr(reconstruct(average, held), held):.2f} dB", flush=True)
-    return average
+    if parallel.rank() == 0:
+        _save(checkpoint, vae, average, optimizer, time.time() - begun, step)
+        print(f"vae done: {step} steps, {psnr(reconstruct(average, held), held):.2f} dB", flush=True)
+
+
+def train(pictures: Path, n: int, validation: Path, minutes: float, checkpoint: Path, workers: int = 2) -> None:
+    """Trains a VAE on the first `n` pictures of a file [m, 128, 128, 3] for `minutes` of wall-clock time.
+
+    Writes `checkpoint` every five minutes and resumes from it; `validation` is a file of pictures, too.
+    """
+    parallel.run(_work, workers, pictures, n, validation, minutes, checkpoint)
+
+
+def _resume(checkpoint: Path, vae, average, optimizer) -> tuple[float, int]:
+    if not checkpoint.exists():
+        return 0.0, 0
+    state = torch.load(checkpoint)
+    vae.load_state_dict(state["vae"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["spent"], state["step"]
 
 
 def _save(path: Path, vae, average, optimizer, spent: float, step: int) -> None:
