@@ -24,17 +24,22 @@ def check_jobs(arrival_s, work_s, work_estimate_s=None):
             f"arrival_s falls from {arrival[run, i]:g} to {arrival[run, i + 1]:g} s at job {i + 1}: "
             "arrivals must be in order of time; sort the jobs by arrival"
         )
-    work = work[..., None] if work.ndim == 2 else work
     _check_seconds("work_s", work, arrival.shape + work.shape[2:3])
+    work = work[..., None] if work.ndim == 2 else work
     if work_estimate_s is None:
-        return np.ascontiguousarray(arrival), np.ascontiguousarray(work), np.empty((len(arrival), 0))
+        return _for_kernel(arrival), _for_kernel(work), np.empty((len(arrival), 0))
     estimate = np.asarray(work_estimate_s, float)
     _check_seconds("work_estimate_s", estimate, arrival.shape)
-    return np.ascontiguousarray(arrival), np.ascontiguousarray(work), np.ascontiguousarray(estimate)
+    return _for_kernel(arrival), _for_kernel(work), _for_kernel(estimate)
+
+
+def _for_kernel(values):
+    """One memory layout, for numba compiles anew for each: also for a table's read-only column."""
+    return np.require(values, requirements=["C", "W", "A"])
 
 
 def _check_seconds(name, values, shape):
-    if values.shape != shape or values.ndim > 3 or values.size == 0:
+    if values.shape != shape or values.size == 0:
         raise ValueError(f"{name} has shape {values.shape[1:]}, expected {shape[1:]}: one entry for each job")
     if not (values.min() >= 0 and values.max() < np.inf):
         wrong = np.argmax(~((values >= 0) & (values < np.inf)))
@@ -99,7 +104,7 @@ def _check_policy(policy, methods, columns):
 def _check_speed(speed, k):
     if speed is None:
         return np.empty(0)
-    speed = np.asarray(speed, float)
+    speed = np.array(speed, float)
     if speed.shape != (k + 1,) or not ((speed[1:] > 0) & (speed[1:] < np.inf)).all() or speed[1] != 1:
         raise ValueError(
             f"speed {speed.tolist()} must have length k + 1 = {k + 1}, positive finite entries and speed[1] = 1: "
