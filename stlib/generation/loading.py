@@ -27,7 +27,7 @@ def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
     """
     source, options = _source(name, embedded_llm)
     dtype = PRECISIONS[choose_llm_dtype(device) if dtype == "auto" else dtype]
-    with _loading(name, "a causal LM of transformers"):
+    with _loading(name, source, "a causal LM of transformers"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
@@ -38,7 +38,7 @@ def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
 def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32"):
     """A text-to-image pipeline of diffusers: 'embedded', a folder, or a hub name. Raises ModelError with the remedy."""
     source, options = _source(name, embedded_ldm)
-    with _loading(name, "a text-to-image pipeline of diffusers"):
+    with _loading(name, source, "a text-to-image pipeline of diffusers"):
         pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
             source, dtype=PRECISIONS[precision], use_safetensors=True, **options
         )
@@ -59,7 +59,8 @@ def choose_llm_dtype(device: str) -> str:
     """bf16 where the processor computes in it (a CPU without does so in software, slower than fp32), else fp32."""
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    has_mkldnn = torch.backends.mkldnn.is_available()
+    return "bf16" if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 def _source(name: str, embedded) -> tuple[str, dict]:
@@ -89,8 +90,8 @@ def _on_hub(name: str) -> bool:
 
 
 @contextmanager
-def _loading(name: str, kind: str):
-    """Load quietly (the libraries' bars and warnings of 0.5 s loads hide real ones); failures become a ModelError."""
+def _loading(name: str, source: str, kind: str):
+    """Load quietly (the libraries show bars and warnings for loads of a second); failures become a ModelError."""
     libraries = (transformers.utils.logging, diffusers.utils.logging)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
@@ -101,7 +102,7 @@ def _loading(name: str, kind: str):
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         remedy = (
-            "delete that folder in the cache and run `make models` again"
+            f"delete the folder {source} and run `make models` again"
             if name == "embedded"
             else f"give a folder or hub name of {kind} with safetensors weights; for a hub model check the network "
             "and, if it is private or gated, log in with `hf auth login` or set HF_TOKEN"

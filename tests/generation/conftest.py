@@ -38,8 +38,9 @@ def tiny_llama(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([FRAME], trainers.BpeTrainer(400, special_tokens=["<s>", "</s>"],
-                                                              initial_alphabet=alphabet, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet,
+                                  show_progress=False)
+    tokenizer.train_from_iterator([FRAME], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64,
@@ -56,8 +57,8 @@ def tiny_sd(tmp_path_factory):
     torch.manual_seed(0)
     StableDiffusionPipeline(
         vae=_vae(), unet=_unet(cross_attention_dim=32), text_encoder=CLIPTextModel(_clip()),
-        tokenizer=_clip_tokenizer(), scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
+        tokenizer=_clip_tokenizer(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
 

@@ -26,13 +26,13 @@ def test_opening(prompt, begins):
     assert opening(prompt) == begins
 
 
-@pytest.mark.parametrize("n_panels", [1, 3, 6])
+@pytest.mark.parametrize("n_panels", [1, 5])
 def test_as_many_sentences_as_panels(storyteller, n_panels):
-    story = storyteller.writer.write("a fox and a red balloon", n_panels, 16 * n_panels, seed=2)
+    story = storyteller.writer.write("a fox and a red balloon", n_panels, 10 * n_panels, seed=2)
     assert len(story.sentences) == n_panels
     assert all(sentence.startswith("The fox ") and len(sentence) > 10 for sentence in story.sentences)
     assert len({sentence.split()[2] for sentence in story.sentences}) == n_panels, "each panel has another verb"
-    assert n_panels * 2 <= story.tokens_run <= 16 * n_panels
+    assert n_panels * 2 <= story.tokens_run <= 10 * n_panels
 
 
 def test_a_sentence_ends_at_its_share(storyteller):
@@ -43,12 +43,12 @@ def test_a_sentence_ends_at_its_share(storyteller):
 
 
 def test_exact_tokens(storyteller):
-    story = storyteller.writer.write("a cat and a cake", 3, 31, seed=1, exact_tokens=True)
-    assert story.tokens_run == 31 and len(story.sentences) == 3
+    story = storyteller.writer.write("a cat and a cake", 3, 14, seed=1, exact_tokens=True)
+    assert story.tokens_run == 14 and len(story.sentences) == 3
 
 
 def test_seed_fixes_the_story(storyteller):
-    one, same, other = (storyteller.writer.write("a dog and a ball", 2, 24, seed) for seed in (1, 1, 2))
+    one, same, other = (storyteller.writer.write("a dog and a ball", 2, 12, seed) for seed in (1, 1, 2))
     assert one.sentences == same.sentences != other.sentences
 
 
