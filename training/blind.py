@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from training.captions import with_articles
-from training.concepts import CONCEPTS, HELD_OUT, HEROES, MODEL_DIR, OBJECTS, PLACES, WORK, parse
+from training.concepts import CONCEPTS, HELD_OUT, HEROES, MODEL_DIR, OBJECTS, PLACES, WORK
+from training.encode import JUDGED
 from training.sheets import save_sheet
 
 SINGLES = (
@@ -18,7 +19,7 @@ FORMS = (
     "a {h} with a {o} {p}",
 )  # fmt: skip
 CHOICE_SEED, NOISE_SEED = 20, 1000  # decided before any picture was seen
-N_PAIRS, N_SENTENCES, PER_SHEET = 20, 20, 10
+N_PAIRS, PER_SHEET = 20, 10
 
 
 def pair_captions(rng: np.random.Generator) -> list[str]:
@@ -37,16 +38,10 @@ def pair_captions(rng: np.random.Generator) -> list[str]:
     return out
 
 
-def sentence_captions(sentences: list[str], rng: np.random.Generator) -> list[str]:
-    """Twenty sentences at random among those that name a hero."""
-    drawable = [s for s in dict.fromkeys(sentences) if any(name in HEROES for name, _ in parse(s)[0])]
-    return [str(s) for s in rng.choice(drawable, N_SENTENCES, replace=False)]
-
-
-def captions(sentences: list[str]) -> dict[str, list[str]]:
+def captions() -> dict[str, list[str]]:
     """The captions of the three sets."""
-    rng = np.random.default_rng(CHOICE_SEED)
-    return {"single": list(SINGLES), "pair": pair_captions(rng), "sentence": sentence_captions(sentences, rng)}
+    pairs = pair_captions(np.random.default_rng(CHOICE_SEED))
+    return {"single": list(SINGLES), "pair": pairs, "sentence": JUDGED.read_text().splitlines()}
 
 
 @torch.no_grad()
@@ -64,9 +59,9 @@ def draw(texts: list[str], seeds: list[int], steps: int = 20, guidance: float = 
     return torch.cat([vae.decode(part).sample for part in latents.split(16)]).clamp(-1, 1)
 
 
-def write(sentences: list[str]) -> None:
+def write() -> None:
     """Draws the sets, shuffles them under numbers into work/blind and keeps the key beside that folder."""
-    cases = [(kind, text) for kind, texts in captions(sentences).items() for text in texts]
+    cases = [(kind, text) for kind, texts in captions().items() for text in texts]
     pictures = draw([text for _, text in cases], [NOISE_SEED + i for i in range(len(cases))])
     order = np.random.default_rng(CHOICE_SEED + 1).permutation(len(cases))
     folder = WORK / "blind"

@@ -12,7 +12,7 @@ from training.concepts import ROOT, WORK
 from training.vae import standardise, to_tensor
 
 SENTENCES = ROOT / "training" / "sentences.txt"
-JUDGED = WORK / "judged_sentences.json"  # kept from training: the blind test uses them
+JUDGED = ROOT / "training" / "judged.txt"  # kept from training: the blind test uses them
 STANDARDISED_ON = 2_000  # scenes
 
 
@@ -39,7 +39,7 @@ def encode_scenes(vae: AutoencoderKL) -> None:
 
 def judged() -> set[str]:
     """The sentences kept for judging."""
-    return set(json.loads(JUDGED.read_text())) if JUDGED.exists() else set()
+    return set(JUDGED.read_text().splitlines())
 
 
 def encode_captions(name: str, seed: int) -> None:

@@ -6,7 +6,6 @@ from PIL import Image
 
 from training import blind
 from training.concepts import MODEL_DIR, WORK
-from training.encode import SENTENCES, judged
 from training.sheets import save_sheet, to_pictures
 from training.vae import to_tensor
 
@@ -54,9 +53,7 @@ def nearest_sheet(pictures: torch.Tensor) -> np.ndarray:
 
 def sheets() -> None:
     """Writes the card's sheets and the pictures of the blind test."""
-    sentences = sorted(judged()) or SENTENCES.read_text().splitlines()
-    sets = blind.captions(sentences)
-    for kind, texts in sets.items():
+    for kind, texts in blind.captions().items():
         seeds = [blind.NOISE_SEED + 100 + i for i in range(len(texts))]
         pictures = blind.draw(texts, seeds)
         save_sheet(pictures, SHEETS / f"{kind}.png", columns=5)
@@ -65,4 +62,4 @@ def sheets() -> None:
             print("distances to the nearest scenes", nearest_sheet(pictures[4:16]).round(1), flush=True)
     real = np.load(WORK / "pictures_held_out.npy")[:10]
     save_sheet(to_tensor(real), SHEETS / "scenes.png", columns=5)
-    blind.write(sentences)
+    blind.write()
