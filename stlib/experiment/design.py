@@ -98,6 +98,20 @@ def run_order(design: pd.DataFrame, rng: np.random.Generator, replicates: int = 
     return runs.iloc[np.lexsort((rng.random(len(runs)), runs["block"]))].reset_index(drop=True)
 
 
+def as_story_jobs(runs: pd.DataFrame, stories: list[dict], rng: np.random.Generator) -> pd.DataFrame:
+    """Give each run a random story of the pool (dicts with `prompt` and `captions`) and a seed of its own.
+
+    The LLM decodes exactly `llm_tokens`; where that is 0 the job is captions alone (its llm_tokens, unused, become 1).
+    """
+    drawn = [stories[i] for i in rng.integers(len(stories), size=len(runs))]
+    llm = runs["llm_tokens"] > 0
+    return runs.assign(prompt=[story["prompt"] if one else "" for story, one in zip(drawn, llm, strict=True)],
+                       captions=[tuple(story["captions"][:panels])
+                                 for story, panels in zip(drawn, runs["n_panels"], strict=True)],
+                       exact_tokens=llm, llm_tokens=runs["llm_tokens"].clip(lower=1),
+                       seed=rng.integers(2**31, size=len(runs)))
+
+
 def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.DataFrame]:
     """The experiments of a design file, by name: each a table of runs in their order.
 

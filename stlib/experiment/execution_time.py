@@ -41,6 +41,18 @@ def job_terms(jobs: pd.DataFrame, tokens) -> dict[str, np.ndarray]:
             "panel step pixels": panels * steps * passes * area}
 
 
+def design_matrix(jobs, method, tokens, methods) -> tuple[list[str], np.ndarray]:
+    """Names and columns, (n, terms), of the terms: the common ones, then the others once for each of `methods`.
+
+    method: (n,) names. tokens: (n,), those the LLM decodes.
+    """
+    terms = job_terms(jobs, tokens)
+    columns = {name: terms[name] for name in COMMON}
+    columns |= {f"{name}[{one}]": values * (method == one)
+                for one in methods for name, values in terms.items() if name not in COMMON}
+    return list(columns), np.column_stack(list(columns.values()))
+
+
 def has_llm(jobs: pd.DataFrame) -> np.ndarray:
     """1 where a prompt makes the LLM run, 0 for captions alone."""
     return jobs["prompt"].fillna("").astype(bool).to_numpy(float)
@@ -94,7 +106,7 @@ class ServiceTimeModel:
         """
         _check_rows(rows)
         methods = tuple(sorted(rows["method"].unique()))
-        names, x = _matrix(rows, rows["method"], _column(rows, "llm_tokens"), methods)
+        names, x = design_matrix(rows, rows["method"].to_numpy(), _column(rows, "llm_tokens"), methods)
         kept = independent(x)
         names, x = [names[i] for i in kept], x[:, kept]
         if len(rows) <= x.shape[1]:
@@ -118,7 +130,7 @@ class ServiceTimeModel:
         return np.asarray(probe_s, float) / self.probe_s
 
     def mean_s(self, jobs: pd.DataFrame, method: str, factor=1.0, probes=0.0) -> np.ndarray:
-        """Mean seconds of each job by `method`, (n,).
+        """Mean seconds of each job by `method`, one name or one a job, (n,).
 
         factor: machine factor, scalar or (n,). probes: how many probes each job pays for, scalar or (n,).
         Raises ValueError for a method or a kind of job that the model was not fitted to.
@@ -188,15 +200,17 @@ class ServiceTimeModel:
         return dict(zip(self.terms, self.beta, strict=True)).get(term, 0.0)
 
     def _x(self, jobs, method, tokens) -> np.ndarray:
-        if method not in self.methods:
-            raise ValueError(f"the model knows no method {method!r}: it was fitted to {', '.join(self.methods)}")
+        method = np.broadcast_to(method, len(jobs))
+        unknown = set(map(str, method)) - set(self.methods)
+        if unknown:
+            raise ValueError(f"the model knows no method {unknown.pop()!r}: it was fitted to {', '.join(self.methods)}")
         for name, values in _ranged(jobs).items():
             low, high = self.ranges[name]
             outside = values[~((values >= low) & (values <= high))]
             if len(outside):
                 raise ValueError(f"{name} = {outside[0]:g}: the model was fitted to {low:g} to {high:g}; "
                                  "measure such jobs and fit again")
-        names, x = _matrix(jobs, np.full(len(jobs), method), tokens, self.methods)
+        names, x = design_matrix(jobs, method, tokens, self.methods)
         return x[:, [names.index(term) for term in self.terms]]
 
     def _fixed(self, jobs, method) -> np.ndarray:
@@ -231,16 +245,6 @@ def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
 def _ranged(jobs: pd.DataFrame) -> dict[str, np.ndarray]:
     return {"image_size": _column(jobs, "image_size"),
             "passes": np.where(_column(jobs, "guidance_scale") > 1, 2.0, 1.0)}
-
-
-def _matrix(jobs, method, tokens, methods) -> tuple[list[str], np.ndarray]:
-    """Names and columns of the terms: the common ones, then the others for each method."""
-    terms = job_terms(jobs, tokens)
-    method = np.asarray(method)
-    columns = {name: terms[name] for name in COMMON}
-    columns |= {f"{name}[{one}]": values * (method == one)
-                for one in methods for name, values in terms.items() if name not in COMMON}
-    return list(columns), np.column_stack(list(columns.values()))
 
 
 def _check_rows(rows: pd.DataFrame) -> None:

@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 
 from stlib import paths
 
-MEASURED_SOURCES = ("generation", "experiment/measurement.py")  # a change here makes kept rows stale
+# a change here makes kept rows stale
+MEASURED_SOURCES = ("generation", "serving/workload.py", "serving/replica.py", "experiment/measurement.py")
+LABELS = {"workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate"}  # not of a job
 
 
 class Store:
@@ -77,7 +79,7 @@ def provenance() -> dict:
     return {"commit": _git("rev-parse", "--short", "HEAD"), "dirty": bool(_git("status", "--porcelain", "stlib")),
             "profile": paths.profile(), "python": platform.python_version(), "machine": platform.machine(),
             "cpu": _cpu(), "cpus": os.cpu_count(),
-            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}}
+            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "ray")}}
 
 
 def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weights: str, *,
@@ -94,10 +96,47 @@ def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weigh
     missing = [(key, row) for key, row in zip(keys, planned, strict=True) if key not in store]
     print(f"{label}: {len(keys) - len(missing)} rows kept, {len(missing)} to measure")
     made = provenance() if missing else None
-    for key, row in tqdm(missing, desc=label, unit="job", disable=not missing):
+    for key, row in tqdm(missing, desc=label, unit="job", mininterval=2, disable=not missing):
         at_s = time.monotonic()
         store.append({"key": key, **row, **run(row), "at_s": at_s, "provenance": made})
     return store.rows(keys)
+
+
+def run_on(replica_of: Callable) -> Callable[[dict], dict]:
+    """The `run` of `measure` that does a row's job by its `method` on the replica of its `threads`, probes around it.
+
+    replica_of(threads) gives a handle of `start_replica`; cached, it starts one when a row first needs it. A row's
+    other entries, but for LABELS and None, are the job's parameters. The row gets what `Replica.run` measured.
+    """
+    import ray
+
+    def run(row: dict) -> dict:
+        params = {name: value for name, value in row.items() if name not in LABELS and value is not None}
+        return ray.get(replica_of(row["threads"]).run.remote(params, row["method"]))[1]
+
+    return run
+
+
+def export(rows: pd.DataFrame, path: str | Path) -> Path:
+    """Write measured rows as Parquet (or CSV, by the suffix), and where they were made as JSON beside it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = {json.dumps(one, sort_keys=True): one for one in rows["provenance"]}
+    table = rows.drop(columns="provenance")
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path, index=False)
+    path.with_suffix(".provenance.json").write_text(json.dumps(list(made.values()), indent=1) + "\n")
+    return path
+
+
+def reference(name: str) -> pd.DataFrame:
+    """The rows that the committed reference run exported under `name`. Raises FileNotFoundError with the remedy."""
+    path = paths.REFERENCE / f"{name}.parquet"
+    if not path.exists():
+        raise FileNotFoundError(f"no reference {path.name}: check the clone, or make it with PROFILE=full")
+    return pd.read_parquet(path)
 
 
 def _git(*arguments: str) -> str:

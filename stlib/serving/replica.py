@@ -97,12 +97,25 @@ def start_ray() -> None:
             _check_reachable(address)
             ray.init(address, logging_level="ERROR", log_to_driver=False)
         else:
-            ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False, _node_ip_address="127.0.0.1",
-                     object_store_memory=OBJECT_STORE_BYTES, _system_config={"worker_niceness": 0})
+            _start_locally()
     except Exception as error:  # Ray raises bare ones
         remedy = f"is a cluster running at RAY_ADDRESS={address}? unset RAY_ADDRESS to start Ray on this machine" \
-            if address else "check the space in the temporary folder and that this machine lets processes listen"
+            if address else "is the machine very busy, the temporary folder full, or listening not allowed?"
         raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}): {remedy}") from error
+
+
+def _start_locally(attempts: int = 2) -> None:
+    """A first start from cold files can outlast Ray's own limits, so it is tried again."""
+    import ray
+
+    try:
+        ray.init(include_dashboard=False, logging_level="CRITICAL", log_to_driver=False, _node_ip_address="127.0.0.1",
+                 object_store_memory=OBJECT_STORE_BYTES, _system_config={"worker_niceness": 0})
+    except Exception:
+        ray.shutdown()
+        if attempts == 1:
+            raise
+        _start_locally(attempts - 1)
 
 
 def start_replica(workload: str, *, threads: int = 1, options: dict | None = None, menu: dict | None = None,

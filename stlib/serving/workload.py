@@ -8,10 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
-
-from stlib.generation import StoryJob, Storyteller
-
 PROBE_STEPS, PROBE_TOKENS = 2, 0  # what notebook 05 found best for at most 5 % of the mean job
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -46,13 +42,15 @@ class StoryWorkload:
 
     def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto", *,
                  probe_steps: int = PROBE_STEPS, probe_tokens: int = PROBE_TOKENS):
+        from stlib.generation import Storyteller  # seconds to import, which a sleeping replica need not wait for
+
         self.storyteller = Storyteller.from_pretrained(models, device, precision, llm_dtype)
         self.probe_steps, self.probe_tokens = probe_steps, probe_tokens
         self._step = self._token = None
 
     def load(self) -> None:
         """Load both models and do one small job; its last calls of LLM and denoiser are kept as the probe's pieces."""
-        job = StoryJob(prompt="a fox", captions=("a fox",), llm_tokens=4, exact_tokens=True, steps=2)
+        job = self._job({"prompt": "a fox", "captions": ["a fox"], "llm_tokens": 4, "exact_tokens": True, "steps": 2})
         teller = self.storyteller.load()
         denoiser = getattr(teller.pipe, "unet", None) or teller.pipe.transformer
         with _LastCall(denoiser) as self._step, _LastCall(teller.writer.model) as self._token:
@@ -88,7 +86,9 @@ class StoryWorkload:
                 spent["token"].append(_timed(self._token.repeat))
         return spent
 
-    def _job(self, params: dict) -> StoryJob:
+    def _job(self, params: dict):
+        from stlib.generation import StoryJob
+
         unknown = set(params) - set(StoryJob.__dataclass_fields__)
         if unknown:
             raise ValueError(f"a story has no parameter {sorted(unknown)[0]!r}: it has "
@@ -143,15 +143,17 @@ class _LastCall:
         """An LLM's cache grew by the tokens of the call, so they are taken off first."""
         if "past_key_values" in self.kwargs:
             self.kwargs["past_key_values"].crop(-self.args[0].shape[1])
+        import torch
+
         with torch.inference_mode():
             self.module(*self.args, **self.kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
 
 def _timed(call: Callable[[], None]) -> float:
     began = time.monotonic()
     call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     return time.monotonic() - began
 
 

@@ -1,9 +1,13 @@
 import json
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from stlib.experiment.measurement import Store, measure, provenance
+from stlib.experiment.measurement import Store, export, measure, provenance, reference
 
 
 def counting_run(calls):
@@ -72,3 +76,61 @@ def test_a_plan_that_repeats_a_row_is_refused(tmp_path):
 def test_provenance_names_what_matters():
     made = provenance()
     assert made["cpus"] >= 1 and made["versions"]["torch"] and made["commit"] and made["profile"] in ("smoke", "quick")
+
+
+def test_export_keeps_rows_and_provenance(tmp_path):
+    rows = measure(PLAN, counting_run([]), Store(tmp_path / "rows.jsonl"), "weights")
+    for suffix, read in ((".parquet", pd.read_parquet), (".csv", pd.read_csv)):
+        file = export(rows, tmp_path / f"rows{suffix}")
+        pd.testing.assert_frame_equal(read(file), rows.drop(columns="provenance"))
+        assert json.loads(file.with_suffix(".provenance.json").read_text()) == [rows["provenance"][0]]
+
+
+def test_a_reference_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="nonsense"):
+        reference("nonsense")
+
+
+CAMPAIGN = """
+import sys
+import pandas as pd
+from stlib.experiment import Store, measure
+from stlib.serving.workload import make_workload
+
+class Announced(Store):
+    def append(self, row):
+        super().append(row)
+        print("acknowledged", row["key"], flush=True)
+
+sleeper = make_workload("sleep")
+plan = pd.DataFrame({"seconds": 0.004, "replicate": range(400)})
+print("ready", flush=True)
+measure(plan, lambda row: sleeper.run(row)[1], Announced(sys.argv[1]), "none")
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_and_repeat_nothing(tmp_path):
+    """SIGKILL at 20 random moments: every acknowledged row stays, none is there twice, the rest is completed."""
+    file, rng, acknowledged = tmp_path / "rows.jsonl", np.random.default_rng(20), set()
+    command = [sys.executable, "-c", CAMPAIGN, str(file)]
+    for _ in range(20):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            lines = [child.stdout.readline() for _ in range(rng.integers(2, 15))]
+            time.sleep(rng.uniform(0, 0.01))
+            child.kill()
+            lines += child.stdout.readlines()
+        acknowledged |= {line.split()[1] for line in lines if line.startswith("acknowledged") and line.endswith("\n")}
+        assert acknowledged <= {row["key"] for row in whole_lines(file)}
+    before = {row["key"]: row for row in Store(file).rows().to_dict("records")}
+    assert 60 < len(acknowledged) <= len(before) < 400
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{len(before)} rows kept, {400 - len(before)} to measure" in done.stdout
+    rows = whole_lines(file)
+    assert len(rows) == 400 == len({row["key"] for row in rows})
+    assert all(row["at_s"] == before[row["key"]]["at_s"] for row in rows if row["key"] in before)
+
+
+def whole_lines(file):
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
