@@ -67,6 +67,7 @@ $(OUT)/%.ipynb: notebooks/%.ipynb notebooks/profiles/$(PROFILE)/%.yml $(MODELS)
 
 # Edges by room: a change in queueing/ measures nothing again.
 $(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT)
+$(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
