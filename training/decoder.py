@@ -23,7 +23,7 @@ ESTIMATED_FROM = (30, 400)  # steps t
 
 
 @torch.no_grad()
-def _quality(vae, unet, name: str, n: int = 100, t: int | None = None) -> float:
+def _quality(vae, unet, name: str, n: int = 50, t: int | None = None) -> float:
     data, pictures = Scenes(name), np.load(WORK / f"pictures_{name}.npy", mmap_mode="r")[:n]
     z = data.latents[:n].float()
     if t is not None:

@@ -30,7 +30,7 @@ def new_vae() -> AutoencoderKL:
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """Pictures [n, h, w, 3] uint8 to [n, 3, h, w] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def reconstruction_loss(difference: torch.Tensor) -> torch.Tensor:
