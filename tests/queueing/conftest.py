@@ -1,8 +1,12 @@
 import json
 
 import pytest
+from hypothesis import settings
 
 from stlib import paths
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+settings.load_profile("untimed")
 
 
 @pytest.fixture

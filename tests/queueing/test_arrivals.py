@@ -67,7 +67,7 @@ def count_moments(process, t):
 
 
 @given(*(st.floats(0.05, 20) for _ in range(4)), st.floats(0.01, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_idc_is_exact(rate1, rate2, switch1, switch2, t):
     process = MMPP2(rate1, rate2, switch1, switch2)
     mean, variance = count_moments(process, t)
@@ -96,7 +96,7 @@ def test_gaps_of_a_long_sample_match_the_interval_scv():
 
 
 @given(st.floats(0.1, 10), st.floats(1.01, 50), st.floats(0.05, 0.95), st.floats(0.1, 100))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_from_dispersion_gives_what_was_asked_or_refuses(rate, idc, share, burst_s):
     highest = 1 + 2 * rate * (1 - share) ** 2 * burst_s / share
     if idc > highest * (1 + 1e-9):

@@ -18,7 +18,6 @@ def test_erlang_moments():
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.01, 50))
-@settings(deadline=None)
 def test_two_moments_are_matched(mean_s, scv):
     law = PhaseType.from_moments(mean_s, scv)
     assert (law.mean, law.scv) == pytest.approx((mean_s, scv), rel=1e-6)
@@ -33,7 +32,6 @@ def test_an_erlang_scv_gives_the_erlang_law(n):
 
 
 @given(st.floats(1e-2, 1e2), st.floats(0.1, 20), st.floats(1.05, 5))
-@settings(deadline=None)
 def test_three_moments_are_matched(mean_s, scv, ratio):
     second = mean_s**2 * (1 + scv)
     third = ratio * second**2 / mean_s
@@ -105,7 +103,7 @@ def test_moments_no_law_or_no_small_law_has_are_refused():
 
 
 @given(st.integers(2, 6), st.integers(0, 10_000))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_random_laws_have_positive_increasing_moments(m, seed):
     rng = np.random.default_rng(seed)
     between = rng.exponential(1.0, (m, m)) * (1 - np.eye(m))

@@ -9,7 +9,7 @@ from stlib.queueing.simulation import simulate
 
 
 @given(st.integers(1, 12), st.floats(0.05, 1.0), st.floats(1.05, 20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_max_rate_just_meets_a_mean(k, scv, target):
     rate = max_rate(lambda lam: mgk(lam, 1.0, scv, k).w, target, capacity=k)
     assert mgk(rate, 1.0, scv, k).w <= target
@@ -17,7 +17,7 @@ def test_max_rate_just_meets_a_mean(k, scv, target):
 
 
 @given(st.integers(1, 12), st.floats(3.2, 20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_max_rate_just_meets_a_percentile(k, target):
     rate = max_rate(lambda lam: mmk_response_percentile(lam, 1.0, k, 0.95), target, capacity=k)
     assert mmk_response_percentile(rate, 1.0, k, 0.95) <= target
@@ -25,7 +25,7 @@ def test_max_rate_just_meets_a_percentile(k, target):
 
 
 @given(st.floats(0.1, 60), st.floats(1.02, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_min_replicas_is_the_least(lam, target):
     k = min_replicas(lambda k: mmk(lam, 1.0, k).w, target, load=lam)
     assert mmk(lam, 1.0, k).w <= target
