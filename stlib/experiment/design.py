@@ -98,6 +98,14 @@ def run_order(design: pd.DataFrame, rng: np.random.Generator, replicates: int = 
     return runs.iloc[np.lexsort((rng.random(len(runs)), runs["block"]))].reset_index(drop=True)
 
 
+def story_pool(name: str) -> list[dict]:
+    """A committed pool of stories, dicts with `prompt` and `captions`. Raises ValueError for an unknown name."""
+    pools = yaml.safe_load((paths.DATA / "prompts.yml").read_text())
+    if name not in pools:
+        raise ValueError(f"no story pool {name!r}: data/prompts.yml has {', '.join(pools)}")
+    return pools[name]
+
+
 def as_story_jobs(runs: pd.DataFrame, stories: list[dict], rng: np.random.Generator) -> pd.DataFrame:
     """Give each run a random story of the pool (dicts with `prompt` and `captions`) and a seed of its own.
 

@@ -17,7 +17,7 @@ from stlib import paths
 
 # a change here makes kept rows stale
 MEASURED_SOURCES = ("generation", "serving/workload.py", "serving/replica.py", "experiment/measurement.py")
-LABELS = {"workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate"}  # not of a job
+LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate"}  # not of a job
 
 
 class Store:
