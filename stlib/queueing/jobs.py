@@ -37,15 +37,15 @@ def job_table(columns: Mapping) -> pd.DataFrame:
     if odd:
         raise ValueError(f"columns missing or unknown: {sorted(odd)}; a job table has exactly {list(JOB_COLUMNS)}")
     index = pd.RangeIndex(len(columns["job_id"]))
-    table = {name: pd.Series(columns[name], index=index, copy=False) for name in JOB_COLUMNS}
+    table = {}
     for name, dtype in JOB_COLUMNS.items():
-        table[name] = table[name].astype(dtype)
-    outcome = table["outcome"].cat.set_categories(OUTCOMES)
-    if outcome.isna().any():
-        wrong = table["outcome"][outcome.isna()].iloc[0]
+        column = pd.Series(columns[name], index=index, copy=False)
+        table[name] = column if column.dtype.name == dtype else column.astype(dtype)
+    known = table["outcome"].cat.set_categories(OUTCOMES)
+    if known.cat.codes.min() < 0:
+        wrong = table["outcome"][known.isna()].iloc[0]
         raise ValueError(f"outcome {wrong!r} is none of {OUTCOMES}")
-    table["outcome"] = outcome
-    return pd.DataFrame(table, copy=False)
+    return pd.DataFrame(table | {"outcome": known}, index=index, copy=False)
 
 
 def job_metrics(table: pd.DataFrame, *, slo_s: Sequence[float] = (), percentiles: Sequence[float] = (50, 95)):
@@ -73,10 +73,11 @@ def reduce_runs(response_s, wait_s, slo_s, percentiles) -> dict[str, np.ndarray]
     """
     if not all(0 <= p <= 100 for p in percentiles) or not all(0 < s < np.inf for s in slo_s):
         raise ValueError(f"percentiles {percentiles} must lie in [0, 100] and SLOs {slo_s} be positive seconds")
-    ordered = np.sort(response_s, axis=1)  # NaN last
-    completed = np.isfinite(ordered).sum(axis=1)
+    done = np.isfinite(response_s)
+    completed = done.sum(axis=1)
     share = np.where(completed > 0, 1 / np.maximum(completed, 1), np.nan)
-    metrics = {"mean": np.nansum(ordered, axis=1) * share, "wq": np.nansum(wait_s, axis=1) * share}
+    metrics = {"mean": response_s.sum(axis=1, where=done) * share, "wq": wait_s.sum(axis=1, where=done) * share}
+    ordered = np.sort(response_s, axis=1)  # NaN last
     metrics |= {f"p{p:g}": _percentile(ordered, completed, p) for p in percentiles}
     return metrics | {f"slo_{s:g}": (ordered <= s).mean(axis=1) for s in slo_s}
 

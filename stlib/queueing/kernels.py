@@ -40,14 +40,16 @@ part = _jit(forceinline=True, _nrt=False)
 @_jit()
 def simulate_rows(first, last, arrival, work, k, rules, rows):
     """Simulate the independent runs first ... last - 1; every array of one entry a job has shape (runs, jobs)."""
+    n = arrival.shape[1]
+    plain = rules.routing == CENTRAL and rules.speed.size == rules.order.size == 0 and rules.max_waiting >= n
     for m in range(first, last):
         run_rules = Rules(rules.routing, rules.policy, rules.speed, rules.max_waiting,
                           rules.estimate[m], rules.ties[m], rules.expiry[m], rules.order[m])  # fmt: skip
         run_rows = Rows(rows.start[m], rows.finish[m], rows.service[m], rows.replica[m],
                         rows.method[m], rows.n_outstanding[m], rows.outcome[m])  # fmt: skip
         state = State(np.zeros(k), np.full(k, -1), np.zeros(k), np.zeros(k, np.int64), np.full(k, -1), np.full(k, -1),
-                      np.full(arrival.shape[1], -1, np.int32))  # fmt: skip
-        if rules.routing == CENTRAL and rules.speed.size == rules.order.size == 0 and rules.max_waiting >= len(state.after):
+                      np.full(0 if plain else n, -1, np.int32))  # fmt: skip
+        if plain:
             _first_come_first_served(arrival[m], work[m], run_rules, run_rows, state)
         else:
             _simulate(arrival[m], work[m], run_rules, run_rows, state)

@@ -81,10 +81,8 @@ def run_jobs(arrival, work, estimate, k, *, routing="central", methods=("only",)
     )
     rows = _empty_rows(runs, n, assigned)
     bounds = np.linspace(0, runs, min(runs, workers) + 1).astype(int)
-    Parallel(n_jobs=workers, prefer="threads")(
-        delayed(kernels.simulate_rows)(first, last, arrival, work, k, rules, rows)
-        for first, last in pairwise(bounds)
-    )
+    shares = [delayed(kernels.simulate_rows)(*share, arrival, work, k, rules, rows) for share in pairwise(bounds)]
+    Parallel(n_jobs=len(shares), prefer="threads")(shares)
     return rows
 
 

@@ -1,6 +1,7 @@
 """Simulation of k replicas job by job: one run (`simulate`), many (`finite_run`), and `recursion` on a recorded run."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -133,10 +134,11 @@ def _table(arrival_s, rows: Rows, methods) -> pd.DataFrame:
     start, finish, service, replica, method, n_outstanding, outcome = (column[0] for column in rows)
     n = start.size
     arrival, finish = pd.Series(np.array(arrival_s, float)), pd.Series(finish, copy=False)
+    named = partial(pd.Categorical.from_codes, validate=False)
     return job_table(
         {
             "job_id": np.arange(n),
-            "workload": pd.Categorical.from_codes(np.zeros(n, np.int8), ["simulated"]),
+            "workload": named(np.zeros(n, np.int8), ["simulated"]),
             "scheduled_s": arrival,
             "arrival_s": arrival,
             "start_s": start,
@@ -145,9 +147,9 @@ def _table(arrival_s, rows: Rows, methods) -> pd.DataFrame:
             "service_s": service,
             "probe_s": np.full(n, np.nan),
             "replica": replica,
-            "method": pd.Categorical.from_codes(method, list(methods)),
+            "method": named(method, list(methods)),
             "n_outstanding": n_outstanding,
             "attempt": np.ones(n, np.int8),
-            "outcome": pd.Categorical.from_codes(outcome, OUTCOMES),
+            "outcome": named(outcome, OUTCOMES),
         }
     )

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_loop import plain_loop
 
+from stlib import paths
 from stlib.queueing import kernels
 from stlib.queueing.jobs import job_metrics
 from stlib.queueing.simulation import ROUTINGS, recursion, replication_interval, simulate
@@ -261,3 +263,26 @@ def test_imports_where_no_cache_can_be_written(tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     env |= {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, "-c", "import kernels_copy"], cwd=tmp_path, env=env, check=True)
+
+
+TEN_MILLION_JOBS = """
+import resource
+import numpy as np
+from stlib.queueing.jobs import job_metrics
+from stlib.queueing.simulation import simulate
+n, rng = 10**7, np.random.default_rng(0)
+arrival, work = rng.exponential(1 / 1.6, n).cumsum(), rng.gamma(5, 0.2, n)
+metrics = job_metrics(simulate(arrival, work, 2, routing=ROUTING), slo_s=[2])
+assert metrics["completed"] == n
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("routing", ["central", "jsq"])
+def test_ten_million_jobs_take_at_most_one_and_a_half_gigabytes(routing):
+    script = f"ROUTING = {routing!r}\n{TEN_MILLION_JOBS}"
+    peak = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    (paths.REFERENCE / "validate").mkdir(parents=True, exist_ok=True)
+    (paths.REFERENCE / "validate" / f"memory_{routing}.json").write_text(json.dumps({"n": 10**7, "bytes": peak}) + "\n")
+    assert 0.5e9 < peak < 1.5e9
