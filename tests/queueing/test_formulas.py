@@ -23,7 +23,7 @@ from stlib.queueing.formulas import (
     mmk_response_tail,
 )
 from stlib.queueing.phase_type import PhaseType
-from stlib.queueing.simulation import simulate
+from stlib.queueing.runs import check_jobs, run_jobs
 
 RHO = st.floats(0.01, 0.99)
 SERVERS = st.integers(1, 64)
@@ -239,8 +239,8 @@ def controlled_wait(rho, n, k, rng, half_width, most=4000):
         arrivals = rng.exponential(1 / (rho * k), warm_up + kept).cumsum()
         service = rng.gamma(n, 1 / n, warm_up + kept)
         works = [service, *(np.interp(service, grid, to) for to in maps), np.ones_like(service)]
-        starts = [simulate(arrivals, work, k)["start_s"].to_numpy() for work in works]
-        means.append([(start - arrivals)[warm_up:].mean() for start in starts])
+        starts = run_jobs(*check_jobs(np.tile(arrivals, (4, 1)), np.array(works)), k).start
+        means.append((starts - arrivals)[:, warm_up:].mean(1))
         if len(means) >= 100 and len(means) % 20 == 0:
             wait, error = regressed_mean(np.array(means), known)
             if 1.96 * error <= half_width * wait:
