@@ -28,6 +28,8 @@ def tell(
     """Tell and illustrate one story and save it."""
     from stlib.generation import StoryJob, Storyteller
 
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and not an empty folder: name another one with --out")
     job = StoryJob(prompt=prompt, n_panels=panels, method=method, steps=steps, llm_tokens=llm_tokens,
                    guidance_scale=guidance, seed=seed)
     storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device)

@@ -63,5 +63,5 @@ def test_a_report_that_does_not_compile_says_why_and_leaves_no_pdf(tmp_path, mon
 
 def test_unknown_profile_is_refused(monkeypatch):
     monkeypatch.setenv("PROFILE", "tiny")
-    with pytest.raises(ValueError, match="'tiny'.*smoke, quick, full"):
+    with pytest.raises(ValueError, match=r"'tiny'.*smoke, quick, full"):
         paths.profile()

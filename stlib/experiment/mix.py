@@ -48,7 +48,10 @@ class JobMix:
                    choices={field: _choice(path.name, field, text[field]) for field in DRAWN})
 
     def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
-        """Draw `n` jobs: one row a job, the columns of COLUMNS; an empty prompt and captions None stand for texts it does not carry."""
+        """Draw `n` jobs: one row a job, the columns of COLUMNS.
+
+        A text that the mix's jobs do not carry is an empty prompt, or None for captions.
+        """
         jobs = pd.DataFrame({field: rng.choice(values, size=n, p=shares)
                              for field, (values, shares) in self.choices.items()})
         stories = [self.stories[i] for i in rng.integers(len(self.stories), size=n)]

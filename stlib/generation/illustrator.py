@@ -24,7 +24,7 @@ class Drawing:
     vae_decode_s: float
 
 
-def sequential(pipe, captions: Sequence[str], options: dict, seed: int, on_step: Callable[[], None]) -> Drawing:
+def sequential(pipe, captions: Sequence[str], options: dict, seed: int, on_step: Callable[[int], None]) -> Drawing:
     """The panels one after another, independent of each other."""
     drawings = [
         _draw(pipe, [caption], [generator], options, on_step)
@@ -38,7 +38,7 @@ def sequential(pipe, captions: Sequence[str], options: dict, seed: int, on_step:
     )
 
 
-def parallel(pipe, captions: Sequence[str], options: dict, seed: int, on_step: Callable[[], None]) -> Drawing:
+def parallel(pipe, captions: Sequence[str], options: dict, seed: int, on_step: Callable[[int], None]) -> Drawing:
     """All panels in one batch. The same pictures as `sequential`, up to rounding."""
     return _draw(pipe, list(captions), panel_generators(seed, len(captions)), options, on_step)
 
@@ -52,11 +52,12 @@ def panel_generators(seed: int, n_panels: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(state)) for state in states]
 
 
-def draw(pipe, method: str, captions: Sequence[str], options: dict, seed: int, on_step=lambda: None) -> Drawing:
+def draw(pipe, method: str, captions: Sequence[str], options: dict, seed: int, on_step=lambda panels: None) -> Drawing:
     """Draw `captions` by the named method.
 
     options: keyword arguments of the pipeline (num_inference_steps, and height, width, guidance_scale if wanted).
-    on_step() is called after each denoising step. The pipeline gets a fresh scheduler, since schedulers carry state.
+    on_step(n) is called after each denoising step of n panels. The pipeline gets a fresh scheduler, since schedulers
+    carry state.
     """
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     return METHODS[method](pipe, captions, options, seed, on_step)
@@ -73,7 +74,7 @@ def _draw(pipe, captions, generators, options, on_step) -> Drawing:
 
     def step_ended(_pipe, _step, _timestep, tensors):
         mark()
-        on_step()
+        on_step(len(captions))
         return tensors
 
     def denoiser_begins(*_):

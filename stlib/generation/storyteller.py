@@ -70,7 +70,8 @@ class Storyteller:
         return self
 
     def tell(self, job: StoryJob, on_progress: Callable[[str, int, int], None] | None = None) -> StoryResult:
-        """Do one job. on_progress(stage, done, total): stage 'story' counts tokens, 'pictures' denoising steps.
+        """Do one job. on_progress(stage, done, total): stage 'story' counts tokens, 'pictures' the
+        denoising steps of all panels.
 
         Raises ValueError for what these models cannot do (sizes, precision).
         """
@@ -101,13 +102,12 @@ class Storyteller:
         self._options(job)
 
     def _draw(self, pipe, job, captions, options, report):
-        total = job.steps * (job.n_panels if job.method == "sequential" else 1)
         done = 0
 
-        def on_step():
+        def on_step(panels):
             nonlocal done
-            done += 1
-            report("pictures", done, total)
+            done += panels
+            report("pictures", done, job.steps * job.n_panels)
 
         return illustrator.draw(pipe, job.method, captions, options, job.seed, on_step)
 
