@@ -9,7 +9,7 @@ PACKAGES = ("@iconify-json/noto@1.2.9", "@twemoji/svg@15.0.0")
 
 
 def fetch() -> None:
-    """Installs the packages under training/work/npm, once; no package script runs."""
+    """Installs the packages in the work folder, once; no package script runs."""
     folder = WORK / "npm"
     present = all((folder / "node_modules" / package.rpartition("@")[0]).exists() for package in PACKAGES)
     if present:
