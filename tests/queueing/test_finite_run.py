@@ -1,11 +1,9 @@
 import heapq
-import json
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from stlib import paths
 from stlib.queueing.jobs import job_metrics
 from stlib.queueing.simulation import finite_run, replication_interval, simulate
 
@@ -103,8 +101,8 @@ def coverage(k, rho, n, n_runs, seed):
         wait = waits_by_lindley(arrival, work, k)
         response = wait + work
         values = (response.mean(), wait.mean(), np.percentile(response, 95), (response <= 2).mean())
-        for name, value in zip(METRICS, values, strict=True):
-            inside[name] += low[name] <= value <= high[name]
+        for name, value in zip(METRICS, values, strict=True):  # an end counts half: attainment moves in steps of 1/n
+            inside[name] += np.mean([low[name] <= value <= high[name], low[name] < value < high[name]])
     return {name: count / 1000 for name, count in inside.items()}
 
 
@@ -114,12 +112,10 @@ def test_intervals_cover_runs_of_a_plain_loop():
 
 
 @pytest.mark.slow
-def test_intervals_cover_in_every_case():
+def test_intervals_cover_in_every_case(record_summary):
     cases = [(k, rho, n) for k in (1, 2, 4) for rho in (0.5, 0.8, 0.9) for n in (50, 300)]
     rows = [{"k": k, "rho": rho, "n": n} | coverage(k, rho, n, 10_000, seed=i) for i, (k, rho, n) in enumerate(cases)]
-    folder = paths.REFERENCE / "validate"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "finite_run_coverage.json").write_text(json.dumps(rows, indent=1) + "\n")
+    record_summary("finite_run_coverage", rows)
     assert all(0.90 <= row[name] <= 0.98 for row in rows for name in METRICS), rows
 
 

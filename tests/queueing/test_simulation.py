@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_loop import plain_loop
 
-from stlib import paths
 from stlib.queueing import kernels
 from stlib.queueing.jobs import job_metrics
 from stlib.queueing.simulation import ROUTINGS, recursion, replication_interval, simulate
@@ -67,7 +65,7 @@ def loop_case(case, seed=0):
                       max_waiting=waiting, deadline=case["deadline"], ties=ties)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(small_cases())
 def test_every_small_case_is_the_plain_loop(case):
     table = simulate_case(case)
@@ -280,9 +278,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("routing", ["central", "jsq"])
-def test_ten_million_jobs_take_at_most_one_and_a_half_gigabytes(routing):
+def test_ten_million_jobs_take_at_most_one_and_a_half_gigabytes(routing, record_summary):
     script = f"ROUTING = {routing!r}\n{TEN_MILLION_JOBS}"
     peak = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
-    (paths.REFERENCE / "validate").mkdir(parents=True, exist_ok=True)
-    (paths.REFERENCE / "validate" / f"memory_{routing}.json").write_text(json.dumps({"n": 10**7, "bytes": peak}) + "\n")
+    record_summary(f"simulation_memory_{routing}", {"jobs": 10**7, "peak_bytes": peak})
     assert 0.5e9 < peak < 1.5e9
