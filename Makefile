@@ -27,13 +27,17 @@ export TOKENIZERS_PARALLELISM := false
 OUT := build/$(PROFILE)
 SETUP := $(ENV)/.storyteller-setup
 MODELS := build/.models
-NOTEBOOKS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.ipynb))))
+# Not yet part of the report: its reference run has not been measured. `make build/full/05_execution_time_anova.ipynb
+# PROFILE=full` measures it; then this line goes.
+WAITING := 05_execution_time_anova
+NOTEBOOKS := $(filter-out $(WAITING),$(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.ipynb)))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
 README_PICTURES := figures/01_strip_1.png figures/07_one_replica.png
 PDF := $(if $(filter smoke,$(PROFILE)),$(OUT)/report.pdf,report/report.pdf)
 
 GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml
 EXPERIMENT := $(wildcard stlib/experiment/*.py) $(wildcard data/mixes/*.yml)
+SERVING := $(wildcard stlib/serving/*.py)
 QUEUEING := $(wildcard stlib/queueing/*.py)
 REPORT := stlib/report.py stlib/paths.py
 
@@ -67,6 +71,7 @@ $(OUT)/%.ipynb: notebooks/%.ipynb notebooks/profiles/$(PROFILE)/%.yml $(MODELS)
 
 # Edges by room: a change in queueing/ measures nothing again.
 $(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT)
+$(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml
 $(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
