@@ -6,13 +6,16 @@ import pytest
 
 from stlib.experiment.design import (
     aliases,
+    as_story_jobs,
     check_estimable,
     fractional_factorial,
     full_factorial,
     read_design,
     run_order,
+    story_pool,
     terms_up_to,
 )
+from stlib.generation import StoryJob
 
 LEVELS = {name: [0, 1] for name in "abcde"}
 FRACTION = {"d": ["a", "b"], "e": ["a", "c"]}  # 2^(5-2), of resolution III
@@ -91,3 +94,15 @@ def test_the_committed_design_can_estimate_what_the_notebook_asks():
     check_estimable(experiments["screening"], [*factors, "method:n_panels", "n_panels:steps"])
     check_estimable(experiments["work"], terms_up_to(["method", "n_panels", "steps", "llm_tokens"]))
     check_estimable(experiments["images"], terms_up_to(["method", "llm_tokens", "image_size"]))
+
+
+def test_designed_runs_become_story_jobs():
+    runs = full_factorial({"n_panels": [1, 4], "llm_tokens": [0, 8]})
+    jobs = as_story_jobs(runs, story_pool("stories"), np.random.default_rng(0))
+    for job in jobs.to_dict("records"):
+        StoryJob(**job)
+    assert list(jobs["prompt"] == "") == list(runs["llm_tokens"] == 0) == list(~jobs["exact_tokens"])
+    assert [len(captions) for captions in jobs["captions"]] == list(runs["n_panels"])
+    assert jobs["seed"].nunique() == len(jobs)
+    with pytest.raises(ValueError, match="no story pool .poems."):
+        story_pool("poems")

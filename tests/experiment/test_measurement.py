@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -6,8 +7,10 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 
-from stlib.experiment.measurement import Store, export, measure, provenance, reference
+from stlib.experiment.measurement import Store, export, measure, provenance, reference, run_on
+from stlib.serving.replica import start_replica
 
 
 def counting_run(calls):
@@ -89,6 +92,25 @@ def test_export_keeps_rows_and_provenance(tmp_path):
 def test_a_reference_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match="nonsense"):
         reference("nonsense")
+
+
+def test_rows_are_run_on_the_replica_of_their_threads(tmp_path):
+    started = []
+
+    @functools.cache
+    def replica_of(threads):
+        started.append(threads)
+        return start_replica("sleep", threads=threads, menu={"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}})
+
+    plan = pd.DataFrame({"method": ["nap", "sleep", "nap"], "threads": 1, "block": 0, "replicate": [0, 0, 1]})
+    try:
+        rows = measure(plan, run_on(replica_of), Store(tmp_path / "rows.jsonl"), "none")
+        measure(plan, run_on(replica_of), Store(tmp_path / "rows.jsonl"), "none")
+    finally:
+        ray.shutdown()
+    assert started == [1]
+    assert (rows["run_s"] >= [0.01, 0.05, 0.01]).all() and (rows["service_s"] > rows["run_s"]).all()
+    assert (rows["probe_s"] > 0).all()
 
 
 CAMPAIGN = """
