@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import ray
 
+from stlib import paths
 from stlib.experiment.measurement import Store, export, measure, provenance, reference, run_on
 from stlib.serving.replica import start_replica
 
@@ -151,6 +152,11 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path):
     rows = whole_lines(file)
     assert len(rows) == 400 == len({row["key"] for row in rows})
     assert all(row["at_s"] == before[row["key"]]["at_s"] for row in rows if row["key"] in before)
+    folder = paths.REFERENCE / "validate"
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {"kills": 20, "rows": 400, "acknowledged_before_the_last_kill": len(acknowledged),
+               "kept_by_the_store": len(before), "measured_on_resume": 400 - len(before), "lost": 0, "repeated": 0}
+    (folder / "kills.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def whole_lines(file):
