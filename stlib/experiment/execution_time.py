@@ -75,7 +75,7 @@ class ServiceTimeModel:
     terms: names, `beta` their costs in seconds at factor 1, `covariance` of beta (HC3); "steps[parallel]" is a term
     of one method. gamma, gamma_se: the factor's exponent. residual: quantiles of r at LEVELS. residual_lag1: its
     correlation from one run to the next. phi, factor_sd: AR(1) of log f. probe_s: the probe at factor 1,
-    probe_cost_s: what a probe takes in all. ranges: smallest and largest value fitted, of image_size and passes.
+    probe_cost_s: what one probe takes in all. ranges: smallest and largest value fitted, of image_size and passes.
     tokens_run: for "panels, llm_tokens" the sorted numbers of tokens that natural jobs decoded.
     """
 
@@ -121,7 +121,7 @@ class ServiceTimeModel:
         return cls(methods, tuple(names), beta, hc3(x / mean[:, None], ratio - 1), gamma,
                    slope_se(log_factor, ratio), residual / _moment(residual, 1),
                    lag_correlation(ratio - 1, rows["at_s"]), *fit_ar1(log_factor, rows["at_s"]), probe_s,
-                   float(rows["probe_cost_s"].mean()) if "probe_cost_s" in rows else 0.0,
+                   rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
                    {name: [float(v.min()), float(v.max())] for name, v in _ranged(rows).items()}, len(rows),
                    _token_law(tokens))
 

@@ -41,20 +41,23 @@ class Replica:
         """Do one job; returns its payload and its products.
 
         To the workload's products are added `run_s`, the run alone, and `service_s`, run and probes; with `probe`
-        also `probe_before_s`, `probe_after_s`, their mean `probe_s`, and `probe_cost_s`, what the probes took in all.
+        also `probe_before_s`, `probe_after_s`, their mean `probe_s`, how many `probes` were run (1 or 2) and
+        `probe_cost_s`, what they took in all.
         The probe after the last job is the one before this, unless the replica has idled since. An error of the
         workload is raised here and leaves the replica able to work.
         """
         began = time.monotonic()
-        before = self._probe_before() if probe else None
-        started = time.monotonic()
+        idled = began - self._probed_at > IDLE_S
+        if probe and idled:
+            self._probe()
+        before, started = self._probe_s, time.monotonic()
         payload, products = self.workload.run(params | self._options(method))
         ended = time.monotonic()
         products = products | {"run_s": ended - started}
         if probe:
             after = self._probe()
             products |= {"probe_before_s": before, "probe_after_s": after, "probe_s": (before + after) / 2,
-                         "probe_cost_s": time.monotonic() - ended + started - began}
+                         "probes": 1 + idled, "probe_cost_s": time.monotonic() - ended + started - began}
         return payload, products | {"service_s": time.monotonic() - began}
 
     def call(self, name: str, *arguments):
@@ -69,9 +72,6 @@ class Replica:
         if method not in self.menu:
             raise ValueError(f"unknown method {method!r}: the menu has {', '.join(self.menu)}")
         return self.menu[method]
-
-    def _probe_before(self) -> float:
-        return self._probe_s if time.monotonic() - self._probed_at < IDLE_S else self._probe()
 
     def _probe(self) -> float:
         self._probe_s = self.workload.probe()

@@ -31,7 +31,7 @@ def simulated_rows(rng, repeats=3, cv=CV):
     mean = np.where(rows["method"] == "sequential", true_mean_s(rows, "sequential"), true_mean_s(rows, "parallel"))
     shape = 1 / cv**2
     return rows.assign(run_s=mean * np.exp(GAMMA * path) * rng.gamma(shape, 1 / shape, len(rows)),
-                       probe_s=0.08 * np.exp(path), probe_cost_s=0.17)
+                       probe_s=0.08 * np.exp(path), probes=2, probe_cost_s=0.34)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def sleeper(monkeypatch):
 
 def test_a_job_is_its_run_and_its_probes(sleeper):
     _, products = sleeper.run({"seconds": 0.05})
-    assert (products["probe_before_s"], products["probe_after_s"]) == (0.01, 0.02)
+    assert (products["probe_before_s"], products["probe_after_s"], products["probes"]) == (0.01, 0.02, 2)
     assert products["probe_s"] == pytest.approx(0.015)
     assert products["run_s"] >= products["slept_s"] >= 0.05
     assert 0.03 <= products["probe_cost_s"] < products["service_s"] - products["run_s"] + 1e-3
@@ -40,9 +40,11 @@ def test_a_job_is_its_run_and_its_probes(sleeper):
 
 def test_the_last_probe_serves_until_the_replica_idles(sleeper):
     sleeper.run({"seconds": 0})
-    assert sleeper.run({"seconds": 0})[1]["probe_before_s"] == 0.02  # the one after the job before
+    _, products = sleeper.run({"seconds": 0})
+    assert (products["probe_before_s"], products["probes"]) == (0.02, 1)  # the one after the job before
     time.sleep(1.1 * IDLE_S)
-    assert sleeper.run({"seconds": 0})[1]["probe_before_s"] == 0.04
+    _, products = sleeper.run({"seconds": 0})
+    assert (products["probe_before_s"], products["probes"]) == (0.04, 2)
 
 
 def test_without_probes_nothing_is_added(sleeper):
