@@ -28,7 +28,7 @@ def assert_same(table, jobs, rtol=0.0):
 
 
 @st.composite
-def small_cases(draw):
+def small_cases(draw, limited):
     """Quarters of seconds and speeds that are powers of two: sums are exact and ties are frequent."""
     n, k = draw(st.integers(1, 25)), draw(st.integers(1, 4))
     quarters = st.integers(0, 24).map(lambda x: x / 4)
@@ -38,12 +38,12 @@ def small_cases(draw):
     case["estimate"] = np.array(each(quarters))
     longest = 0 if case["routing"] == "least_work" else 4
     case["policy"] = [0, *draw(st.lists(st.integers(0, 1), max_size=longest))]
-    case["speed"] = draw(st.none() | st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=k, max_size=k))
-    if case["speed"] is not None:
-        case["speed"][0] = 1.0
-        case["speed"] = [np.nan, *case["speed"]]
-    case["max_waiting"] = draw(st.none() | st.integers(0, 4))
-    case["deadline"] = draw(st.none() | st.just(np.array(each(quarters | st.just(np.inf)))))
+    case |= dict.fromkeys(("speed", "max_waiting", "deadline"))
+    if limited:
+        speeds = st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=k - 1, max_size=k - 1)
+        case["speed"] = draw(st.none() | speeds.map(lambda rest: [np.nan, 1.0, *rest]))
+        case["max_waiting"] = draw(st.none() | st.integers(0, 4))
+        case["deadline"] = draw(st.none() | st.just(np.array(each(quarters | st.just(np.inf)))))
     return case
 
 
@@ -65,9 +65,11 @@ def loop_case(case, seed=0):
                       max_waiting=waiting, deadline=case["deadline"], ties=ties)  # fmt: skip
 
 
-@settings(max_examples=200)
-@given(small_cases())
-def test_every_small_case_is_the_plain_loop(case):
+@pytest.mark.parametrize("limited", [False, True])
+@settings(max_examples=150)
+@given(st.data())
+def test_every_small_case_is_the_plain_loop(limited, data):
+    case = data.draw(small_cases(limited))
     table = simulate_case(case)
     assert_same(table, loop_case(case))
     started = table["replica"] >= 0
@@ -110,6 +112,12 @@ def test_job_by_job_recursion_is_the_event_loop(k):
     options = {"methods": METHODS, "policy": [0, 0, 1]}
     jobs = arrival, np.column_stack([work, 0.9 * work]), k
     pd.testing.assert_frame_equal(simulate(*jobs, **options), simulate(*jobs, deadline_s=np.inf, **options))
+
+
+def test_equal_jobs_at_once_depart_one_after_the_other():
+    table = simulate(np.zeros(20), np.ones(20), 2)
+    assert table["start_s"].tolist() == np.repeat(np.arange(10), 2).tolist()
+    assert table["n_outstanding"].tolist() == [1, 2, *range(19, 1, -1)]
 
 
 def test_one_replica_is_lindley_under_every_routing():
