@@ -8,7 +8,13 @@ from joblib import Parallel, delayed
 from . import kernels
 from .checks import whole
 
-ROUTINGS = ("central", "jsq", "least_work", "round_robin")
+_CODES = {
+    "central": kernels.CENTRAL,
+    "jsq": kernels.JSQ,
+    "least_work": kernels.LEAST_WORK,
+    "round_robin": kernels.ASSIGNED,
+}
+ROUTINGS = tuple(_CODES)
 
 
 def check_jobs(arrival_s, work_s, work_estimate_s=None):
@@ -66,10 +72,7 @@ def run_jobs(arrival, work, estimate, k, *, routing="central", methods=("only",)
         )
     if routing == "round_robin":
         assigned = np.arange(n) % k
-    if assigned is not None:
-        code = kernels.ASSIGNED
-    else:
-        code = {"central": kernels.CENTRAL, "jsq": kernels.JSQ, "least_work": kernels.LEAST_WORK}[routing]
+    code = _CODES[routing] if assigned is None else kernels.ASSIGNED
     rules = kernels.Rules(
         code,
         _check_policy(policy, methods, work.shape[2]),

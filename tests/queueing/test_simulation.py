@@ -1,3 +1,8 @@
+"""The simulator job by job: a plain loop, Ciw, Lindley, a Markov chain.
+
+Coverage of the compiled loop: `NUMBA_DISABLE_JIT=1 pytest tests/queueing --cov=stlib.queueing` (some minutes).
+"""
+
 import os
 import subprocess
 import sys
