@@ -10,7 +10,7 @@ from scipy import stats
 
 from .checks import whole
 from .jobs import OUTCOMES, job_table, reduce_runs
-from .kernels import COMPLETED, Rows
+from .kernels import Rows
 from .runs import ROUTINGS, check_jobs, run_jobs
 
 __all__ = ["ROUTINGS", "finite_run", "recursion", "replication_interval", "simulate"]
@@ -105,8 +105,6 @@ def finite_run(
         if len(arrival) != size:
             raise ValueError(f"draw gave {len(arrival)} runs, asked for {size}: it must give arrivals (m, n)")
         rows = run_jobs(arrival, work, estimate, k, rng=rng, workers=cpu_count(), **simulate_options)
-        left = rows.outcome != COMPLETED
-        rows.start[left] = np.nan
         batches.append(pd.DataFrame(reduce_runs(rows.finish - arrival, rows.start - arrival, slo_s, (50, 95))))
         done += size
         size = min(n_runs - done, max(1, BATCH_JOBS // arrival.shape[1]))
