@@ -90,7 +90,8 @@ def strip_figure(rows: dict[str, list], captions: list[str] | None = None):
 def save_table(df: pd.DataFrame, name: str, *, origin: str, float_format: str = ".3g", escape: bool = True) -> Path:
     """Write a table as a booktabs body with a line that says where its numbers come from."""
     _check_origin(origin)
-    body = df.to_latex(index=False, escape=escape, float_format=lambda value: format(value, float_format), na_rep="")
+    body = df.to_latex(index=False, escape=escape, na_rep="",
+                       float_format=lambda value: _tex(format(value, float_format)))
     return _write(paths.generated() / f"{name}.tex", f"{body}\\tableorigin{{{origin}}}\n")
 
 

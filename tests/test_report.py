@@ -45,6 +45,11 @@ def test_table_escapes_and_says_its_origin():
     assert "share\\_\\%" in text and "0.123 " in text and text.endswith("\\tableorigin{here}\n")
 
 
+def test_table_writes_percentages_that_tex_can_read():
+    text = report.save_table(pd.DataFrame({"error": [0.123]}), "errors", origin="here", float_format="+.1%").read_text()
+    assert "+12.3\\%" in text
+
+
 def test_a_report_that_does_not_compile_says_why_and_leaves_no_pdf(tmp_path, monkeypatch):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "main.tex").write_text(
