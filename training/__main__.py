@@ -81,7 +81,7 @@ def sheets() -> None:
 def main(
     stage: Annotated[Stage, typer.Argument(help="one stage, or all of them in order")] = Stage.all,
     vae_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of VAE training")] = 17.0,
-    unet_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of UNet training")] = 49.0,
+    unet_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of UNet training")] = 60.0,
     decoder_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of decoder tuning")] = 5.5,
     workers: Annotated[int, typer.Option(min=1, help="processes of a training: one a core")] = 2,
 ) -> None:

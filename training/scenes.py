@@ -18,7 +18,7 @@ BACKDROPS = [*PLACES, PLAIN]
 FLOOR, SKY_FLOOR = 118, 78  # px from the top, where things stand and where sky things hang
 HERO_PX, OBJECT_PX, LONE_OBJECT_PX = 72, 58, 72
 HERO_X, OBJECT_X, LONE_X = 36, 98, 60  # px, centres
-SHARES = {"pair": 0.66, "hero": 0.14, "object": 0.14, "two heroes": 0.06}
+SHARES = {"pair": 0.5, "hero": 0.22, "object": 0.22, "two heroes": 0.06}
 
 
 def _shadow(x: int, width: int) -> Image.Image:
