@@ -15,6 +15,7 @@ from stlib.queueing.formulas import QueueMetrics, metrics
 from stlib.queueing.phase_type import PhaseType
 
 MAX_CONFIGURATIONS = 2000
+MAX_RHO = 0.9999  # rounding errors grow as (1 - rho)^-2: about 1e-7 of the wait here
 
 
 def _refuse_too_many(count: int) -> None:
@@ -28,7 +29,7 @@ def _refuse_too_many(count: int) -> None:
 def mphk(lam: float, ph: PhaseType, k: int) -> QueueMetrics:
     """M/PH/k: Poisson arrivals, phase-type service, k servers. Exact.
 
-    ValueError for rho >= 1 or more than MAX_CONFIGURATIONS configurations, C(m + k - 1, k) for m phases.
+    ValueError for rho above MAX_RHO or more than MAX_CONFIGURATIONS configurations, C(m + k - 1, k) for m phases.
     """
     _, top, flow = _stationary(lam, ph, k)
     above = linalg.solve((flow - lam * np.eye(len(top))).T, lam * top)  # waiting > 0, by configuration
@@ -56,7 +57,12 @@ def _stationary(lam: float, ph: PhaseType, k: int) -> tuple[list[float], np.ndar
     """
     checks.positive(lam=lam)
     checks.whole(k=k)
-    checks.stable(lam * ph.mean / k)
+    rho = lam * ph.mean / k
+    checks.stable(rho)
+    if rho > MAX_RHO:
+        raise ValueError(
+            f"rho = {rho} must be at most {MAX_RHO}, above it the chain loses its digits; use formulas.mgk"
+        )
     _refuse_too_many(math.comb(len(ph.alpha) + k - 1, k))
     rows = [_configurations(len(ph.alpha), n) for n in range(k + 1)]
     inside = [_changes(ph, at) for at in rows]
@@ -131,15 +137,14 @@ def _first_passage(flow: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.nda
     identity = np.eye(len(flow))
     rise, fall = np.split(linalg.solve(flow, np.hstack([up, down])), 2, axis=1)
     passage, path = fall.copy(), rise.copy()
-    for _ in range(64):
+    step = passage
+    while step.max() > 1e-15:
         back = identity - rise @ fall - fall @ rise
         rise, fall = np.split(linalg.solve(back, np.hstack([rise @ rise, fall @ fall])), 2, axis=1)
         step = path @ fall
         passage += step
         path = path @ rise
-        if step.max() < 1e-15:
-            return passage
-    raise RuntimeError(f"the logarithmic reduction did not converge (last step {step.max():.1e}); rho is too near 1")
+    return passage
 
 
 def mg1_queue_dependent(lam: float, laws: list, policy) -> QueueMetrics:

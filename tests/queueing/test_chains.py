@@ -120,6 +120,14 @@ def test_queue_lengths_of_mm1_are_geometric():
     assert lengths == pytest.approx(0.4 * 0.6 ** np.arange(31), rel=1e-10)
 
 
+def test_near_saturation_the_chain_is_exact_or_refuses():
+    rho = chains.MAX_RHO
+    assert mphk(2 * rho, PhaseType.erlang(1, 1.0), 2).wq == pytest.approx(mmk(2 * rho, 1.0, 2).wq, rel=1e-6)
+    assert mphk(rho, PhaseType.from_moments(1.0, 4.0), 1).wq == pytest.approx(mg1(rho, 1.0, 4.0).wq, rel=1e-6)
+    with pytest.raises(ValueError, match=r"rho = 0.99999 must be at most 0.9999"):
+        mphk(0.99999, PhaseType.erlang(2, 1.0), 1)
+
+
 def test_too_many_configurations_point_to_simulation():
     assert math.comb(5 + 10 - 1, 5) > chains.MAX_CONFIGURATIONS
     with pytest.raises(ValueError, match=r"2002 phase configurations must be at most 2000.*simulat"):
