@@ -7,6 +7,7 @@ server, `k` the number of servers, `scv` a squared coefficient of variation (var
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special
@@ -15,6 +16,8 @@ from stlib.queueing import checks
 
 SERIES_UP_TO_RHO = 0.8  # below it mdk sums a series, above it uses roots: each where it is accurate and quick
 SERIES_CHUNK = 1024
+BENT_UP_TO_K = 32  # servers; the chain behind mgk's exponent would take long for more
+BENT_UP_TO_RHO = 0.999  # nearer to 1 the exponent cannot be told from 1
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,33 @@ def _mdk_roots(rho: float, k: int) -> float:
 def mgk(lam: float, mean_s: float, scv_s: float, k: int) -> QueueMetrics:
     """M/G/k: Poisson arrivals, any service law of this mean and SCV. The default approximation for k servers.
 
-    wq = scv_s wq(M/M/k) + (1 - scv_s) wq(M/D/k), the interpolation of Björklund and Elldin (1964) and Page (1972),
-    with both ends exact. Exact for k = 1 and for SCV 0; for Erlang service of SCV in [0.05, 1], k <= 8 and rho in
-    [0.5, 0.95] it is within max(1 % of wq, 0.1 % of mean_s). For SCV > 1 it extrapolates: positive and rising with
-    scv_s, but the truth then depends on more than two moments (at k = 8 and rho = 0.5 it is 11 % above the exact wait
-    for a hyper-exponential law of balanced means and SCV 2, 57 % at SCV 8): use `chains.mphk` or simulate.
+    wq = wq(M/D/k) + scv_s^p (wq(M/M/k) - wq(M/D/k)), with p = 1 the interpolation of Björklund and Elldin (1964) and
+    Page (1972). For SCV below 1 and k <= 32 the exponent p, near 1, is the one that makes the curve pass through
+    wq(M/E2/k), which the chain gives exactly; else p = 1. Exact for k = 1 and at SCV 0, 1/2 (Erlang) and 1; for Erlang
+    service of SCV in [0.05, 1], k <= 8 and rho in [0.5, 0.95] it is within max(1 % of wq, 0.1 % of mean_s). For SCV > 1
+    it extrapolates: positive and rising with scv_s, but the truth then depends on more than two moments (at k = 8 and
+    rho = 0.5 it is 11 % above the exact wait for a hyper-exponential law of balanced means and SCV 2, 57 % at SCV 8):
+    use `chains.mphk` or simulate.
     """
     _check(lam, mean_s, k, scv_s=scv_s)
-    wq = scv_s * mmk(lam, 1 / mean_s, k).wq + (1 - scv_s) * mdk(lam, mean_s, k).wq
-    return metrics(lam, wq, mean_s, k)
+    constant, exponential = mdk(lam, mean_s, k).wq, mmk(lam, 1 / mean_s, k).wq
+    power = 1.0
+    if 0 < scv_s < 1 < k <= BENT_UP_TO_K and lam * mean_s / k < BENT_UP_TO_RHO:
+        power = _power(lam, mean_s, int(k))
+    return metrics(lam, constant + scv_s**power * (exponential - constant), mean_s, k)
+
+
+@lru_cache(maxsize=1024)
+def _power(lam: float, mean_s: float, k: int) -> float:
+    """The exponent of `mgk` that makes it exact for Erlang service of two phases."""
+    from stlib.queueing.chains import mphk  # chains builds on this module
+    from stlib.queueing.phase_type import PhaseType
+
+    constant, exponential = mdk(lam, mean_s, k).wq, mmk(lam, 1 / mean_s, k).wq
+    erlang2 = mphk(lam, PhaseType.erlang(2, mean_s), k).wq
+    if not constant < erlang2 < exponential:  # waits so short that rounding orders them
+        return 1.0
+    return -math.log2((erlang2 - constant) / (exponential - constant))
 
 
 def gigk(lam: float, scv_a: float, mean_s: float, scv_s: float, k: int) -> QueueMetrics:
