@@ -17,6 +17,7 @@ class Stage(StrEnum):
     encode = "encode"
     unet = "unet"
     decoder = "decoder"
+    lone = "lone"
     export = "export"
     sheets = "sheets"
     all = "all"
@@ -46,9 +47,8 @@ def encode() -> None:
     from training.encode import encode_captions, encode_scenes
     from training.vae import trained_vae
 
-    if not (WORK / "latents_train.npy").exists():
-        encode_scenes(trained_vae(WORK / "vae.pt"))
-    for seed, table in enumerate(("validation", "held_out", "train", "train-2"), start=11):
+    encode_scenes(trained_vae(WORK / "vae.pt"))
+    for seed, table in enumerate(("validation", "held_out", "train", "train-2", "lone", "lone-2"), start=11):
         if not (WORK / f"index_{table}.npy").exists():
             encode_captions(table, seed)
 
@@ -66,6 +66,12 @@ def decoder(minutes: float, workers: int) -> None:
         tune(minutes, workers)
 
 
+def lone(minutes: float, workers: int) -> None:
+    from training.unet import train_on
+
+    train_on(minutes, WORK / "unet.pt", WORK / "unet_lone.pt", workers)
+
+
 def export() -> None:
     from training.export import export as write
 
@@ -81,8 +87,9 @@ def sheets() -> None:
 def main(
     stage: Annotated[Stage, typer.Argument(help="one stage, or all of them in order")] = Stage.all,
     vae_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of VAE training")] = 17.0,
-    unet_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of UNet training")] = 60.0,
+    unet_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of UNet training")] = 49.0,
     decoder_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of decoder tuning")] = 5.5,
+    lone_minutes: Annotated[float, typer.Option(min=0.1, help="minutes more, on more lone subjects")] = 20.0,
     workers: Annotated[int, typer.Option(min=1, help="processes of a training: one a core")] = 2,
 ) -> None:
     """Trains the illustrator from npm's emoji artwork to weights in data/models; an interrupted stage resumes."""
@@ -94,6 +101,7 @@ def main(
         Stage.encode: encode,
         Stage.unet: lambda: unet(unet_minutes, workers),
         Stage.decoder: lambda: decoder(decoder_minutes, workers),
+        Stage.lone: lambda: lone(lone_minutes, workers),
         Stage.export: export,
         Stage.sheets: sheets,
     }

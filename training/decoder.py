@@ -36,7 +36,7 @@ class Decoding:
     """The tuned VAE with its moving average, and what it learns from: exact latents and the UNet's estimates."""
 
     def __init__(self):
-        self.unet = trained_unet().requires_grad_(False)
+        self.unet = trained_unet(WORK / "unet.pt").requires_grad_(False)
         self.vae = AutoencoderKL.from_pretrained(WORK / "vae").requires_grad_(False)
         self.vae.decoder.requires_grad_(True)
         self.average = copy.deepcopy(self.vae).eval().requires_grad_(False)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from training import text
 from training.captions import Sentences, captions
 from training.concepts import ROOT, WORK
+from training.prepare import SETS
 from training.vae import standardise, to_tensor
 
 SENTENCES = ROOT / "training" / "sentences.txt"
@@ -27,11 +28,15 @@ def latents(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 50) -> torch.
 
 
 def encode_scenes(vae: AutoencoderKL) -> None:
-    """Standardises the VAE, saves it as work/vae and writes latents_NAME.npy (fp16) of every set of scenes."""
-    train = np.load(WORK / "pictures_train.npy", mmap_mode="r")
-    standardise(vae, latents(vae, train[:STANDARDISED_ON]))
-    vae.save_pretrained(WORK / "vae")
-    for name in ("validation", "held_out", "train"):
+    """Standardises the VAE, saves it as work/vae and writes latents_NAME.npy (fp16) of every set of scenes, once."""
+    if not (WORK / "vae").exists():
+        train = np.load(WORK / "pictures_train.npy", mmap_mode="r")
+        standardise(vae, latents(vae, train[:STANDARDISED_ON]))
+        vae.save_pretrained(WORK / "vae")
+    vae = AutoencoderKL.from_pretrained(WORK / "vae").eval()
+    for name in SETS:
+        if (WORK / f"latents_{name}.npy").exists():
+            continue
         z = latents(vae, np.load(WORK / f"pictures_{name}.npy", mmap_mode="r"))
         np.save(WORK / f"latents_{name}.npy", z.half().numpy())
         print(f"latents of {name}: deviations {z.std((0, 2, 3)).numpy().round(2)}", flush=True)
@@ -45,8 +50,8 @@ def judged() -> set[str]:
 def encode_captions(name: str, seed: int) -> None:
     """Writes captions_NAME.json, states_NAME.npy [m, 20, 384] and index_NAME.npy: each scene's caption in them.
 
-    May be called again with a new name: the UNet's training draws from all tables called `train*`, and each one
-    gives every training scene one more caption.
+    May be called again with a name such as `train-2`: the UNet's training on `train` draws from all tables called
+    `train*`, and each one gives every scene one more caption.
     """
     rows = np.load(WORK / f"scenes_{name.split('-')[0]}.npy")
     sentences = Sentences.read(SENTENCES, judged())

@@ -11,7 +11,7 @@ from training.unet import trained_unet
 
 def export() -> None:
     """Writes unet/, vae/ and scheduler/ into data/models/illustrator."""
-    trained_unet().half().save_pretrained(MODEL_DIR / "unet")
+    trained_unet(WORK / "unet_lone.pt").half().save_pretrained(MODEL_DIR / "unet")
     tuned = WORK / "vae_tuned"
     vae = AutoencoderKL.from_pretrained(tuned if tuned.exists() else WORK / "vae")
     vae.half().save_pretrained(MODEL_DIR / "vae")

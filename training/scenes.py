@@ -18,7 +18,8 @@ BACKDROPS = [*PLACES, PLAIN]
 FLOOR, SKY_FLOOR = 118, 78  # px from the top, where things stand and where sky things hang
 HERO_PX, OBJECT_PX, LONE_OBJECT_PX = 72, 58, 72
 HERO_X, OBJECT_X, LONE_X = 36, 98, 60  # px, centres
-SHARES = {"pair": 0.5, "hero": 0.22, "object": 0.22, "two heroes": 0.06}
+SHARES = {"pair": 0.66, "hero": 0.14, "object": 0.14, "two heroes": 0.06}
+LONE_SHARES = {"pair": 0.3, "hero": 0.32, "object": 0.34, "two heroes": 0.04}
 
 
 def _shadow(x: int, width: int) -> Image.Image:
@@ -55,10 +56,10 @@ def is_held_out(hero: int, right: int) -> bool:
     return hero >= 0 and right >= 0 and (HEROES[hero], RIGHT[right]) in HELD_OUT
 
 
-def table(n: int, rng: np.random.Generator, held_out: bool = False) -> np.ndarray:
-    """`n` random scenes [n, 5], int16; only held-out pairs, or none of them."""
+def table(n: int, rng: np.random.Generator, shares: dict[str, float], held_out: bool = False) -> np.ndarray:
+    """`n` random scenes [n, 5], int16, the kinds in these shares; only held-out pairs, or none of them."""
     rows = np.full((n, 5), -1, np.int16)
-    kinds = rng.choice(list(SHARES), size=n, p=list(SHARES.values())) if not held_out else np.full(n, "pair")
+    kinds = rng.choice(list(shares), size=n, p=list(shares.values()))
     for row, kind in zip(rows, kinds, strict=True):
         while True:
             row[0] = -1 if kind == "object" else rng.integers(len(HEROES))

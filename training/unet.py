@@ -17,6 +17,7 @@ from training.vae import cosine_rate, update_average
 
 BATCH = 8  # a process
 PEAK_RATE = 1e-3
+LONE_RATE = 5e-4  # of the later minutes on scenes with more lone subjects
 EMPTY_SHARE = 0.1  # of the captions are dropped, for guidance
 SUBJECT_WEIGHT = 2.0  # of a latent cell that a subject covers, against 1 for the place
 EMA_DECAY = 0.998
@@ -119,10 +120,10 @@ class Training:
         return loss.item()
 
 
-def trained_unet() -> UNet2DConditionModel:
-    """The moving average of the weights in the checkpoint work/unet.pt, fp32."""
+def trained_unet(checkpoint: Path) -> UNet2DConditionModel:
+    """The moving average of the weights in a checkpoint, fp32."""
     unet = new_unet()
-    unet.load_state_dict(torch.load(WORK / "unet.pt")["average"])
+    unet.load_state_dict(torch.load(checkpoint)["average"])
     return unet.eval()
 
 
@@ -154,7 +155,7 @@ class Log:
         if now - self.saved > 300:
             self.saved = now
             state.save()
-            probe(state.average, f"step_{state.step:05d}")
+            probe(state.average, f"{state.checkpoint.stem}_{state.step:05d}")
 
     def errors(self) -> None:
         """Prints the errors on validation scenes and on held-out pairs."""
@@ -163,21 +164,30 @@ class Log:
         print(f"unet {minutes:5.1f} min, step {self.state.step}, train {self.running:.4f}, {errors}", flush=True)
 
 
-def _work(minutes: float, checkpoint: Path) -> None:
-    state, data = Training(checkpoint), Scenes("train")
+def _work(minutes: float, checkpoint: Path, name: str, peak_rate: float) -> None:
+    state, data = Training(checkpoint), Scenes(name)
     log = Log(state) if parallel.rank() == 0 else None
     begun = time.time() - state.spent
     while (done := parallel.from_first((time.time() - begun) / (60 * minutes))) < 1:
-        loss = state.update(data, cosine_rate(PEAK_RATE, done, state.step, warmup=200))
+        loss = state.update(data, cosine_rate(peak_rate, done, state.step, warmup=200))
         state.spent = done * 60 * minutes
         if log:
             log(loss)
     if log and log.running is not None:
         log.errors()
         state.save()
-        probe(state.average, "final")
+        probe(state.average, f"{checkpoint.stem}_final")
 
 
-def train(minutes: float, checkpoint: Path, workers: int = 2) -> None:
-    """Trains for `minutes` of wall-clock time in `workers` processes; resumes from `checkpoint`."""
-    parallel.run(_work, workers, minutes, checkpoint)
+def train(minutes: float, checkpoint: Path, workers: int, name: str = "train", peak_rate: float = PEAK_RATE) -> None:
+    """Trains on the set `name` for `minutes` of wall-clock time in `workers` processes; resumes from `checkpoint`."""
+    parallel.run(_work, workers, minutes, checkpoint, name, peak_rate)
+
+
+def train_on(minutes: float, start: Path, checkpoint: Path, workers: int) -> None:
+    """Trains a finished net on for `minutes` more, on scenes with more lone subjects, from `start` to `checkpoint`."""
+    if not checkpoint.exists():
+        temporary = checkpoint.with_suffix(".tmp")
+        torch.save(torch.load(start) | {"spent": 0.0}, temporary)
+        temporary.rename(checkpoint)
+    train(minutes, checkpoint, workers, "lone", LONE_RATE)

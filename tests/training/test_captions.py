@@ -5,7 +5,7 @@ import pytest
 
 from training.captions import Sentences, caption, grammar_caption, with_articles
 from training.concepts import CONCEPTS, HELD_OUT, HEROES, OBJECTS, PLACES, parse
-from training.scenes import RIGHT, is_held_out, table
+from training.scenes import RIGHT, SHARES, is_held_out, table
 
 
 def named(sentence):
@@ -58,7 +58,7 @@ def test_held_out_pairs_are_never_told_word_for_word():
 
 def test_scene_tables_keep_held_out_pairs_apart():
     rng = np.random.default_rng(1)
-    train, held_out = table(500, rng), table(100, rng, held_out=True)
+    train, held_out = table(500, rng, SHARES), table(100, rng, {"pair": 1.0}, held_out=True)
     assert not any(is_held_out(row[0], row[1]) for row in train)
     assert all(is_held_out(row[0], row[1]) for row in held_out)
     assert train[:, 1].max() < len(RIGHT) and (train[:, 2:] >= 0).all()
