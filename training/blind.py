@@ -18,7 +18,8 @@ FORMS = (
     "The {h} finds a {o} {p}.", "A {h} and a {o} {p}.", "The {h} looks at the {o} {p}.", "{p}, the {h} sees a {o}.",
     "a {h} with a {o} {p}",
 )  # fmt: skip
-CHOICE_SEED, NOISE_SEED = 20, 1000  # decided before any picture was seen
+CHOICE_SEED, NOISE_SEED = 40, 5000  # committed before any picture of them was drawn
+SINGLE_REPEATS = 3  # pictures of each single; the first of each is the set of ten
 N_PAIRS, PER_SHEET = 20, 10
 
 
@@ -39,9 +40,9 @@ def pair_captions(rng: np.random.Generator) -> list[str]:
 
 
 def captions() -> dict[str, list[str]]:
-    """The captions of the three sets."""
+    """The captions of the three sets, the singles several times over."""
     pairs = pair_captions(np.random.default_rng(CHOICE_SEED))
-    return {"single": list(SINGLES), "pair": pairs, "sentence": JUDGED.read_text().splitlines()}
+    return {"single": list(SINGLES) * SINGLE_REPEATS, "pair": pairs, "sentence": JUDGED.read_text().splitlines()}
 
 
 @torch.no_grad()
@@ -71,5 +72,5 @@ def write() -> None:
         save_sheet(pictures[chosen], path, columns=5, size=256, first=start + 1)
     for number, i in enumerate(order, start=1):
         save_sheet(pictures[i : i + 1], folder / f"{number:02d}.png", columns=1, size=256)
-    key = {f"{n:02d}": {"set": cases[i][0], "caption": cases[i][1]} for n, i in enumerate(order.tolist(), start=1)}
+    key = {f"{n:02d}": {"case": i, "set": cases[i][0], "caption": cases[i][1]} for n, i in enumerate(order.tolist(), start=1)}
     (WORK / "blind_key.json").write_text(json.dumps(key, indent=1))

@@ -41,7 +41,7 @@ def _as_array(pictures: torch.Tensor) -> np.ndarray:
 
 def nearest_sheet(pictures: torch.Tensor) -> np.ndarray:
     """Writes sheets/nearest.png: pictures above, their nearest training scenes below; returns the distances."""
-    training = np.load(WORK / "pictures_train.npy", mmap_mode="r")
+    training = np.concatenate([np.load(WORK / f"pictures_{name}.npy") for name in ("train", "lone")])
     at, distance = nearest(_as_array(pictures), training)
     rows, half = [], N_NEAREST // 2
     images, scenes = to_pictures(pictures), [Image.fromarray(training[i]) for i in at]
