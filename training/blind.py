@@ -72,5 +72,6 @@ def write() -> None:
         save_sheet(pictures[chosen], path, columns=5, size=256, first=start + 1)
     for number, i in enumerate(order, start=1):
         save_sheet(pictures[i : i + 1], folder / f"{number:02d}.png", columns=1, size=256)
-    key = {f"{n:02d}": {"case": i, "set": cases[i][0], "caption": cases[i][1]} for n, i in enumerate(order.tolist(), start=1)}
+    key = {f"{number:02d}": {"case": i, "set": cases[i][0], "caption": cases[i][1]}
+           for number, i in enumerate(order.tolist(), start=1)}
     (WORK / "blind_key.json").write_text(json.dumps(key, indent=1))
