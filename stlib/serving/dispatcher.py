@@ -1,0 +1,380 @@
+"""The dispatcher: in front of k replicas it chooses each job's replica and method, and holds what waits.
+
+Its rules are those of `stlib.queueing.simulation.simulate`, name by name. It knows jobs, methods and times only.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from stlib.queueing.checks import nonnegative, whole
+from stlib.queueing.jobs import JOB_COLUMNS, OUTCOMES
+from stlib.queueing.simulation import ROUTINGS
+from stlib.serving.replica import start_ray, start_replica, stop_replica
+from stlib.serving.workload import make_workload
+
+ONLY = "only"  # the table's method where the workload has none, as in the simulator
+CLOCK_S = 1e-6  # asyncio's timers may ring early by less
+UNSTARTED = dict.fromkeys(JOB_COLUMNS, math.nan) | {"replica": -1, "method": None, "n_outstanding": 0, "attempt": 1}
+
+
+@dataclass(eq=False)
+class Reply:
+    """What became of a job.
+
+    row: its row of the job table; reply_s is left to the load generator. products: what the replica reported, and how
+    many replicas were busy, its own included, at its start (`busy_start`) and finish (`busy_finish`). error: why it
+    failed.
+    """
+
+    row: dict
+    payload: Any = None
+    products: dict = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class _Job(Reply):
+    params: dict
+    method: str | None  # None: chosen at its start
+    expiry_s: float
+    declared_s: float
+    ended: asyncio.Future
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class _Server:
+    """A replica's place: its process (None: being replaced), its job, the queue it takes from (all one if central)."""
+
+    number: int
+    queue: deque
+    handle: Any = None
+    job: _Job | None = None
+    idle_s: float = 0.0
+    lost: str = ""  # why no replica is or will be here
+    task: asyncio.Task | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.job is None and self.handle is not None
+
+
+def _central(server: _Server, now: float) -> float:
+    return server.idle_s if server.idle else math.inf
+
+
+def _jsq(server: _Server, now: float) -> float:
+    return len(server.queue) + (server.job is not None)
+
+
+def _least_work(server: _Server, now: float) -> float:
+    if server.idle:
+        return -1.0  # before a busy one that has outrun its estimates
+    left = max(0.0, server.job.declared_s - (now - server.job.row["start_s"])) if server.job else 0.0
+    return left + sum(job.declared_s for job in server.queue)
+
+
+LOADS = {"central": _central, "jsq": _jsq, "least_work": _least_work}  # the least takes the job
+
+
+class Dispatcher:
+    """In front of k replicas: routing, choice of the method, queues.
+
+    workload, options, menu, gpus: as of `start_replica`. replicas: how many; `start` starts them, unless as many
+    `handles` of running ones are given, which outlive the dispatcher (one that dies is replaced by an own).
+    routing, max_waiting: as in `simulate`; ties are broken as there without rng, job by job.
+    method: every job's that does not name its own; or policy: integers, policy[n] the index in `methods` for a job
+    that starts with n jobs outstanding, as in `simulate`. With none of these the method is "only": for workloads that
+    do not tell methods apart. estimate: estimate(params, method), seconds, read by least_work. probe: whether
+    replicas run their probes.
+
+    Raises ValueError for an input out of its range.
+    """
+
+    def __init__(self, workload: str, replicas: int = 1, *, routing: str = "central", method: str | None = None,
+                 methods: Sequence[str] = (), policy=None, estimate: Callable[[dict, str], float] | None = None,
+                 max_waiting: int | None = None, probe: bool = False, options: dict | None = None,
+                 menu: dict | None = None, handles: Sequence | None = None, gpus: float = 0):
+        whole(replicas=replicas)
+        whole(0, max_waiting=max_waiting or 0)
+        if routing not in ROUTINGS:
+            raise ValueError(f"routing {routing!r} is unknown; choose one of {ROUTINGS}")
+        if routing == "least_work" and (estimate is None or policy is not None):
+            raise ValueError("least_work needs estimate(params, method) and one method, no policy; or take jsq")
+        if handles is not None and len(handles) != replicas:
+            raise ValueError(f"{len(handles)} handles for {replicas} replicas: give one each")
+        self.name, self.workload = workload, make_workload(workload, **(options or {}))
+        self.routing, self.estimate, self.probe = routing, estimate, probe
+        self.max_waiting = math.inf if max_waiting is None else max_waiting
+        self.menu, self.method, self.methods = menu, method, tuple(methods)
+        self.policy = [] if policy is None else _checked_policy(policy, self.methods, method)
+        for name in [*self.methods, *filter(None, [method])]:
+            self._options(name)
+        self._start_one = partial(start_replica, workload, options=options, menu=menu, gpus=gpus)
+        self._given, self._own, self._tasks, self._running = handles, [], set(), False
+        self.queues = [deque() for _ in range(1 if routing == "central" else replicas)]
+        self.servers = [_Server(number, self.queues[number % len(self.queues)]) for number in range(replicas)]
+        self.reset()
+
+    def start(self) -> "Dispatcher":
+        """Start the replicas side by side and wait until all are loaded; raises as `start_replica`."""
+        if self._given is None:
+            _check_slots(len(self.servers))
+            with ThreadPoolExecutor(len(self.servers)) as pool:
+                self._own = list(pool.map(lambda _: self._start_one(), self.servers))
+        for server, handle in zip(self.servers, self._given or self._own, strict=True):
+            server.handle, server.lost = handle, ""
+        self._running = True
+        self.reset()
+        return self
+
+    def stop(self) -> None:
+        """End the replicas that were started here; what still waits or runs there fails."""
+        self._running = False
+        for server in self.servers:
+            server.lost = "the dispatcher was stopped"
+        self._now()
+        self._feed()
+        while self._own:
+            stop_replica(self._own.pop())
+
+    def __enter__(self) -> "Dispatcher":
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def reset(self) -> None:
+        """Begin a run: time zero is now, all counts are 0. Raises RuntimeError while jobs are in the system."""
+        if self._in_system():
+            raise RuntimeError(f"{self._in_system()} jobs are in the system: await them before a new run")
+        self.zero_s = time.monotonic()
+        self.counts, self.offered = dict.fromkeys(OUTCOMES, 0), 0
+        self._job_seconds = self._counted_s = 0.0
+        self._rng = np.random.default_rng(0)
+        for server in self.servers:
+            server.idle_s = 0.0
+
+    def check(self, params: dict, method: str | None = None) -> None:
+        """Raise ValueError for a job that would be refused, under any method that it may get."""
+        chosen = [self.methods[column] for column in set(self.policy)] or [self.method or ONLY]
+        for name in [method] if method else chosen:
+            self.workload.validate(params | self._options(name))
+
+    async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
+                     job_id: int | None = None, scheduled_s: float | None = None) -> Reply:
+        """Have a job done, in the running event loop; returns when it has its outcome.
+
+        method: in place of the dispatcher's. deadline_s: if it has not started so many seconds after now it leaves,
+        timed out. job_id, scheduled_s: noted in its row. If the awaiting task is cancelled a waiting job leaves; one
+        that runs goes on to its end, and then counts as cancelled.
+        Raises ValueError for a job that is refused, which does not count as offered; RuntimeError if not started.
+        """
+        if not self._running:
+            raise RuntimeError("the dispatcher is not started: call start(), or use it in a with statement")
+        self.check(params, method)
+        job = self._new_job(params, method or self.method, math.inf if deadline_s is None else deadline_s)
+        job.row |= {"job_id": self.offered if job_id is None else job_id,
+                    "scheduled_s": math.nan if scheduled_s is None else scheduled_s}
+        self._arrive(job)
+        try:
+            return await job.ended
+        except asyncio.CancelledError:
+            job.cancelled = True
+            self._now()
+            self._leave(job, "cancelled")
+            raise
+
+    async def drain(self) -> None:
+        """Wait until no job runs and no replica is being replaced: before the event loop is closed."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def queue(self) -> dict:
+        """The state: replicas up and busy, jobs waiting, in_system, offered and by outcome.
+
+        job_seconds: the number of jobs in the system, integrated over the elapsed_s seconds since `reset`.
+        """
+        elapsed = self._now()
+        return {"replicas": sum(server.handle is not None for server in self.servers), "busy": self._busy(),
+                "waiting": self._waiting(), "in_system": self._in_system(), "offered": self.offered, **self.counts,
+                "job_seconds": self._job_seconds, "elapsed_s": elapsed}
+
+    def _new_job(self, params: dict, method: str | None, deadline_s: float) -> _Job:
+        if not deadline_s >= 0:
+            raise ValueError(f"deadline_s = {deadline_s} must be seconds >= 0; leave it out for none")
+        declared = self.estimate(params, method or ONLY) if self.routing == "least_work" else 0.0
+        nonnegative(estimate=declared)
+        return _Job(UNSTARTED | {"workload": self.name}, params=params, method=method, expiry_s=deadline_s,
+                    declared_s=float(declared), ended=asyncio.get_running_loop().create_future())
+
+    def _arrive(self, job: _Job) -> None:
+        now = job.row["arrival_s"] = self._now()
+        server = self._choose(now)
+        self.offered += 1
+        if not server.idle and self._waiting() >= self.max_waiting:
+            return self._settle(job, "rejected")
+        server.queue.append(job)
+        job.expiry_s += now
+        self._feed()
+        if job in server.queue and job.expiry_s < math.inf:
+            asyncio.get_running_loop().call_at(self.zero_s + job.expiry_s, self._now)
+
+    def _choose(self, now: float) -> _Server:
+        """The server of the next job offered; one whose replica is down only in its turn, or if all are."""
+        if self.routing == "round_robin":
+            return self.servers[self.offered % len(self.servers)]
+        tie = 0.0 if self.routing == "central" else float(self._rng.random(dtype=np.float32))
+        up = [s for s in self.servers if s.handle] or [s for s in self.servers if not s.lost] or self.servers
+        loads = [LOADS[self.routing](server, now) for server in up]
+        least = [server for server, load in zip(up, loads, strict=True) if load == min(loads)]
+        return least[int(tie * len(least))]
+
+    def _feed(self) -> None:
+        """Idle replicas, the longest idle first, take what waits for them; where none will ever come it fails."""
+        for server in sorted(self.servers, key=lambda server: server.idle_s):
+            if server.idle and server.queue:
+                self._begin(server)
+        for server in self.servers:
+            if all(other.lost for other in self.servers if other.queue is server.queue):
+                for job in list(server.queue):
+                    self._leave(job, "failed", server.lost)
+
+    def _begin(self, server: _Server) -> None:
+        outstanding = len(server.queue) + sum(s.job is not None for s in self.servers if s.queue is server.queue)
+        job = server.job = server.queue.popleft()
+        policy = self.policy and self.methods[self.policy[min(outstanding, len(self.policy) - 1)]]
+        job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
+                    "method": job.method or policy or ONLY}
+        job.products = {"busy_start": self._busy()}
+        if server.task is None or server.task.done():
+            server.task = self._spawn(self._serve(server))
+
+    async def _serve(self, server: _Server) -> None:
+        """Do the server's job, then, in the same turn of the loop, the next that waits for it, until none does."""
+        from ray.exceptions import RayActorError
+
+        while job := server.job:
+            method = None if job.row["method"] == ONLY else job.row["method"]
+            try:
+                done = await server.handle.run.remote(job.params, method, self.probe)
+            except RayActorError as death:
+                self._bury(server, death)
+            except Exception as error:
+                self._depart(server, "failed", error=_text(error))
+            else:
+                self._depart(server, "completed", *done)
+
+    def _depart(self, server: _Server, outcome: str, payload=None, products=None, error=None) -> None:
+        now, job, busy = self._now(), server.job, self._busy()
+        server.job, server.idle_s = None, now
+        self._feed()
+        job.products |= (products or {}) | {"busy_finish": busy}
+        job.row |= {"finish_s": now, **{name: job.products.get(name, math.nan) for name in ("service_s", "probe_s")}}
+        self._settle(job, outcome, payload, error)
+
+    def _bury(self, server: _Server, death: Exception) -> None:
+        """A replica died: its job is tried once more, before all others, and a new replica is started."""
+        server.handle = None
+        if self._running:
+            self._spawn(self._replace(server))
+        job = server.job
+        if job.cancelled or job.row["attempt"] > 1:
+            return self._depart(server, "failed", error=f"its replica died: {_text(death)}")
+        self._now()
+        job.row |= {"start_s": math.nan, "replica": -1, "method": None, "n_outstanding": 0, "attempt": 2}
+        server.job, job.expiry_s = None, math.inf  # it had started in time
+        server.queue.appendleft(job)
+        self._feed()
+
+    async def _replace(self, server: _Server) -> None:
+        try:
+            handle = await asyncio.to_thread(self._start_one)
+            if self._running:  # else the handle goes, and the replica with it
+                server.handle, server.idle_s = handle, self._now()
+                self._own.append(handle)
+        except Exception as error:
+            self._now()
+            server.lost = f"replica {server.number} died and could not be replaced: {_text(error)}"
+        self._feed()
+
+    def _leave(self, job: _Job, outcome: str, error: str | None = None) -> None:
+        """A job leaves the queue, if it is in one."""
+        for queue in self.queues:
+            if job in queue:
+                queue.remove(job)
+                self._settle(job, outcome, error=error)
+
+    def _settle(self, job: _Job, outcome: str, payload=None, error: str | None = None) -> None:
+        job.row["outcome"] = "cancelled" if job.cancelled else outcome
+        job.payload, job.error = payload, error
+        self.counts[job.row["outcome"]] += 1
+        if not job.ended.done():
+            job.ended.set_result(job)
+
+    def _now(self) -> float:
+        """Seconds since the run's start; adds up the jobs in the system until now, lets go those whose time is over."""
+        now = time.monotonic() - self.zero_s
+        self._job_seconds += self._in_system() * (now - self._counted_s)
+        self._counted_s = now
+        for job in [job for queue in self.queues for job in queue if job.expiry_s <= now + CLOCK_S]:
+            self._leave(job, "timed_out")
+        return now
+
+    def _busy(self) -> int:
+        return sum(server.job is not None for server in self.servers)
+
+    def _waiting(self) -> int:
+        return sum(map(len, self.queues))
+
+    def _in_system(self) -> int:
+        return self._waiting() + self._busy()
+
+    def _options(self, method: str) -> dict:
+        known = self.menu or self.methods
+        if known and method not in known:
+            raise ValueError(f"unknown method {method!r}: choose one of {', '.join(known)}")
+        return self.menu[method] if self.menu else {"method": method}
+
+    def _spawn(self, coroutine: Coroutine) -> asyncio.Task:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _checked_policy(policy, methods: tuple, method: str | None) -> list[int]:
+    policy = np.atleast_1d(np.asarray(policy))
+    if method is not None:
+        raise ValueError(f"method {method!r} and a policy: give one of them")
+    if policy.ndim != 1 or policy.size == 0 or policy.dtype.kind not in "iu":
+        raise ValueError(f"policy {policy!r} must be a sequence of integers, indices of methods")
+    if policy.min() < 0 or policy.max() >= len(methods):
+        raise ValueError(f"policy {policy.tolist()} names a method outside 0 ... {len(methods) - 1} of {methods}")
+    return policy.tolist()
+
+
+def _check_slots(replicas: int) -> None:
+    """A replica without a slot of Ray's would be waited for in vain."""
+    start_ray()
+    import ray
+
+    slots = ray.cluster_resources().get("CPU", 0)
+    if replicas > slots:
+        raise ValueError(f"replicas = {replicas}: Ray has {slots:.0f} CPU slots and a replica takes one; start fewer, "
+                         "or a larger cluster")
+
+
+def _text(error: Exception) -> str:
+    """One line; of an error in the replica its cause, without Ray's traceback."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
