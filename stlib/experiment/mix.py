@@ -1,6 +1,7 @@
 """Job mixes: what users ask for, as a distribution over the parameters of a job."""
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ class JobMix:
         jobs["captions"] = [tuple(story["captions"][:panels]) if with_captions else None
                             for story, panels in zip(stories, jobs["n_panels"], strict=True)]
         return jobs[list(COLUMNS)]
+
+    def combinations(self) -> tuple[pd.DataFrame, np.ndarray]:
+        """Every combination of the fields of DRAWN, as jobs of the pool's first prompt, and their probabilities."""
+        grid = pd.DataFrame(product(*(self.choices[field][0] for field in DRAWN)), columns=DRAWN)
+        shares = list(product(*(self.choices[field][1] for field in DRAWN)))
+        prompt = self.stories[0]["prompt"] if "prompt" in self.texts else ""
+        return grid.assign(prompt=prompt, exact_tokens=self.exact_tokens), np.prod(shares, axis=1)
 
 
 def _choice(file: str, field: str, given) -> tuple[np.ndarray, np.ndarray]:

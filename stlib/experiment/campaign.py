@@ -1,0 +1,226 @@
+"""The campaign: cells of jobs served for real, each kept in a folder of its own.
+
+A cell's folder `served/cell_<n>_run_<m>` has `served.parquet` (the job table), `jobs.parquet` (the jobs' parameters),
+`products.parquet` and `cell.json` (what was run, at which rate, where, and what the dispatcher counted).
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from stlib import paths
+from stlib.experiment.contention import Speed
+from stlib.experiment.execution_time import ServiceTimeModel
+from stlib.experiment.measurement import provenance, row_key
+from stlib.experiment.mix import JobMix
+from stlib.queueing import checks
+from stlib.queueing.arrivals import Poisson, Trace
+from stlib.queueing.simulation import ROUTINGS
+from stlib.queueing.variability import fit_mmpp2
+
+N_PROBES = 20  # before a cell, for the machine's speed
+LATE_SHARE = 0.01  # of the mean response: a load generator later than that in the mean limits the result
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One served run: jobs of a mix, done by a method on `replicas` replicas.
+
+    arrivals: parameters of `arrival_process`. One of: rho, the load that sets the rate; rate, arrivals per second;
+    same_as, another cell, whose arrivals and jobs these are; none of them for a trace at its own rate.
+    """
+
+    mix: str
+    method: str
+    replicas: int
+    routing: str
+    arrivals: dict | None = None
+    rho: float | None = None
+    rate: float | None = None
+    same_as: int | None = None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Cells by number, `n_jobs` each, cell n with the seed `seed` + n; deadlines are slo_factors x the baseline's work.
+
+    Raises ValueError for a cell that cannot be run, before anything runs.
+    """
+
+    seed: int
+    n_jobs: int
+    slo_factors: tuple[float, ...]
+    baseline: str
+    cells: dict[int, Cell]
+
+    def __post_init__(self):
+        checks.whole(n_jobs=self.n_jobs)
+        for number, cell in self.cells.items():
+            _check(number, cell, self)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path = paths.DATA / "campaign.yml") -> "Campaign":
+        """Read a campaign; its cells name the arrival processes that the file defines."""
+        text = yaml.safe_load(Path(path).read_text())
+        processes = text.pop("arrivals")
+        cells = {}
+        for number, given in text.pop("cells").items():
+            unknown = set(given) - set(Cell.__dataclass_fields__)
+            if unknown or given.get("arrivals", "poisson") not in processes:
+                raise ValueError(f"cell {number}: {given} has an unknown entry or arrivals; it may have "
+                                 f"{', '.join(Cell.__dataclass_fields__)}, and arrivals are {', '.join(processes)}")
+            name = given.get("arrivals")
+            cells[number] = Cell(**given | {"arrivals": None if name is None else {"name": name, **processes[name]}})
+        return cls(**text | {"cells": cells, "slo_factors": tuple(text["slo_factors"])})
+
+
+def arrival_process(rate: float | None, name: str = "poisson", scv: float = 1.0, idc: float = 1.0):
+    """The arrival process of that rate: Poisson, an MMPP(2) of this SCV and index of dispersion, or a trace.
+
+    A trace is named by its CSV file, whose first column holds the times; they are stretched to the rate, if there is
+    one.
+    """
+    if name.endswith(".csv"):
+        trace = Trace.from_csv(name, pd.read_csv(name, nrows=0).columns[0])
+        return trace if rate is None else Trace(trace.arrival_s * trace.rate / rate)
+    return Poisson(rate) if idc == 1 else fit_mmpp2(rate, scv, idc)
+
+
+def mean_work_s(model: ServiceTimeModel, mix: JobMix, method: str, probes: float = 0.0) -> float:
+    """Mean seconds of a job of the mix at machine factor 1."""
+    jobs, shares = mix.combinations()
+    return float(shares @ model.mean_s(jobs, method, probes=probes))
+
+
+def finished(results: Path, number: int) -> list[Path]:
+    """The folders of a cell's finished runs, in their order."""
+    runs = (results / "served").glob(f"cell_{number}_run_*")
+    return sorted(runs, key=_run)
+
+
+def read_cell(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What a cell's folder holds: cell, job table, jobs and products, the tables in order of arrival."""
+    served, jobs, products = (pd.read_parquet(folder / f"{name}.parquet") for name in ("served", "jobs", "products"))
+    served = served.sort_values("arrival_s", kind="stable", ignore_index=True)
+    others = (one.set_index("job_id").loc[served["job_id"]].reset_index() for one in (jobs, products))
+    return json.loads((folder / "cell.json").read_text()), served, *others
+
+
+def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Speed, replica_of, *,
+             results: Path | None = None, again: bool = False) -> Path:
+    """Serve a cell and keep it; returns its folder.
+
+    A finished run of the same cell, seed, mix, weights and code is kept and not repeated, unless `again`: then both
+    are kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica. Before the run
+    N_PROBES probes on the first one give the machine's factor f, and rho = lam E[work] f**gamma / (k speed[k]) the
+    rate, E[work] with one probe a job. Raises ValueError if the cell shares arrivals with one that has no run.
+    """
+    from stlib.generation import weights_hash
+
+    cell, results = campaign.cells[number], results or paths.results()
+    mix, k = JobMix.from_yaml(cell.mix), cell.replicas
+    key = row_key(asdict(campaign) | {"cells": asdict(cell), "number": number, "mix": repr(mix)}, weights_hash())
+    runs = finished(results, number)
+    kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
+    print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
+    if kept and not again:
+        return kept[-1]
+    shared = _shared(results, cell)
+    handles = [replica_of(i) for i in range(k)]
+    factor = _probed_factor(handles[0], model)
+    load_s = mean_work_s(model, mix, cell.method, probes=1) * factor**model.gamma / (k * speed.of(cell.method, k)[k])
+    plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho / load_s), "n_jobs": campaign.n_jobs,
+            "seed": campaign.seed + number} | shared
+    jobs, arrival_s, lam = drawn(mix, **plan)
+    estimate = estimator(model, factor)
+    table, products, queue = serve(jobs, arrival_s, cell, handles, estimate)
+    baseline_s = mean_work_s(model, mix, campaign.baseline)
+    made = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan, "lam": lam,
+            "rho": lam * load_s, "factor": factor, "slo_s": [round(f * baseline_s, 2) for f in campaign.slo_factors],
+            "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": provenance(),
+            "generator_limited": bool(products["lag_s"].mean() > LATE_SHARE * (table["reply_s"] - arrival_s).mean())}
+    return _keep(results, made, {"served": table, "jobs": jobs, "products": products})
+
+
+def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:
+    """The jobs of a run, their arrival times (n,) in seconds, and the rate of their process."""
+    of_jobs, of_arrivals = np.random.default_rng(seed).spawn(2)
+    process = arrival_process(lam, **arrivals)
+    return mix.sample(n_jobs, of_jobs), process.sample(n_jobs, of_arrivals), process.rate
+
+
+def estimator(model: ServiceTimeModel, factor: float):
+    """`estimate(params, method)` for the dispatcher: the model's mean seconds, with one probe."""
+    return lambda params, method: float(model.mean_s(pd.DataFrame([params]), method, factor=factor, probes=1)[0])
+
+
+def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+    """Serve the jobs; returns the job table, the products and what the dispatcher counted."""
+    from stlib.serving.dispatcher import Dispatcher
+    from stlib.serving.replay import replay
+
+    with Dispatcher("story", cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
+                    handles=handles) as dispatcher:
+        table, products = replay(jobs, arrival_s, dispatcher)
+        return table, products, dispatcher.queue()
+
+
+def _check(number: int, cell: Cell, campaign: Campaign) -> None:
+    from stlib.generation import METHODS  # seconds to import, which a prediction need not wait for
+
+    JobMix.from_yaml(cell.mix)
+    for name, value, known in (("method", cell.method, METHODS), ("routing", cell.routing, ROUTINGS)):
+        if value not in known:
+            raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known)}")
+    checks.whole(replicas=cell.replicas)
+    given = [cell.rho is not None, cell.rate is not None, cell.same_as is not None]
+    traced = cell.arrivals is not None and cell.arrivals["name"].endswith(".csv")
+    if sum(given) not in ((0, 1) if traced else (1,)) or (cell.arrivals is None) != (cell.same_as is not None):
+        raise ValueError(f"cell {number}: give arrivals with either rho or rate, or same_as alone")
+    if cell.rho is not None and not 0 < cell.rho < 1:
+        raise ValueError(f"cell {number}: rho = {cell.rho} must lie between 0 and 1: the queue would only grow")
+    if cell.same_as is not None and (cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as):
+        raise ValueError(f"cell {number}: same_as = {cell.same_as} is no cell with arrivals of its own: it may be one "
+                         f"of {', '.join(str(n) for n, other in campaign.cells.items() if other.same_as is None)}")
+    if cell.arrivals is not None:
+        arrival_process(cell.rate or 1.0, **cell.arrivals).sample(campaign.n_jobs if traced else 1,
+                                                                  np.random.default_rng(0))
+
+
+def _shared(results: Path, cell: Cell) -> dict:
+    """Arrivals, rate, seed and number of jobs of the cell whose arrivals and jobs these are."""
+    if cell.same_as is None:
+        return {}
+    runs = finished(results, cell.same_as)
+    if not runs:
+        raise ValueError(f"cell {cell.same_as}, whose arrivals and jobs are shared, has no run: serve it first")
+    other = read_cell(runs[-1])[0]
+    return {name: other[name] for name in ("arrivals", "lam", "n_jobs", "seed")}
+
+
+def _probed_factor(handle, model: ServiceTimeModel) -> float:
+    """The machine's factor while nothing else runs."""
+    import ray
+
+    return float(np.mean([model.factor(ray.get(handle.call.remote("probe"))) for _ in range(N_PROBES)]))
+
+
+def _run(folder: Path) -> int:
+    return int(folder.name.rsplit("_", 1)[1])
+
+
+def _keep(results: Path, made: dict, tables: dict[str, pd.DataFrame]) -> Path:
+    """Write the folder of a cell under another name first, so that it is there whole or not at all."""
+    folder = results / "served" / f"cell_{made['cell']}_run_{made['run']}"
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_parquet(unfinished / f"{name}.parquet", index=False)
+    (unfinished / "cell.json").write_text(json.dumps(made, indent=1, default=float) + "\n")
+    return unfinished.rename(folder)

@@ -1,0 +1,133 @@
+"""What busy replicas do to each other, and what the dispatcher adds to a job: measured apart, before a campaign."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from stlib.experiment.measurement import LABELS
+from stlib.queueing.simulation import replication_interval
+
+
+def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int) -> pd.DataFrame:
+    """Run the same jobs on the first replica while 1, 2, ... of the replicas are busy; a row a job and condition.
+
+    handles: loaded replicas. The jobs are shared among `blocks` blocks (at least 10, for the interval); each block runs
+    once under every number of busy replicas, in rising order and in falling order by turns. The other replicas do jobs
+    of the same list until the block ends. Columns: method, job_id, block, busy, run_s, probe_s (the one after the
+    job: the one before may date from the condition before), at_s.
+    """
+    if blocks > len(jobs):
+        raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
+    records, rows = jobs.to_dict("records"), []
+    for block, part in enumerate(tqdm(np.array_split(np.arange(len(jobs)), blocks), desc=f"contention, {method}")):
+        levels = range(1, len(handles) + 1)
+        for busy in levels if block % 2 == 0 else reversed(levels):
+            with _kept_busy(handles[1:busy], records, method, int(part[-1]) + 1):
+                rows += [{"method": method, "job_id": records[i]["job_id"], "block": block, "busy": busy}
+                         | _timed(handles[0], records[i], method) for i in part]
+    return pd.DataFrame(rows)
+
+
+def measure_dispatch(n_jobs: int = 200, seconds: float = 0.02) -> float:
+    """Seconds the dispatcher adds to a job: of sleeping jobs back to back, finish to finish less `service_s`.
+
+    Starts a replica of its own, which takes a CPU slot of Ray's for that time.
+    """
+    from stlib.serving.dispatcher import Dispatcher
+    from stlib.serving.replay import replay
+
+    jobs = pd.DataFrame({"job_id": range(n_jobs), "workload": "sleep", "seconds": seconds})
+    with Dispatcher("sleep", 1) as dispatcher:
+        table, _ = replay(jobs, np.zeros(n_jobs), dispatcher, progress=False)
+    table = table.sort_values("start_s")
+    return float((table["finish_s"].diff() - table["service_s"]).iloc[1:].mean())
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What replicas do to each other, and the dispatcher's time a job.
+
+    speed: for each method its speed while 1, 2, ... replicas are busy, relative to one alone. interval: of each the
+    95 % interval, blocks taken as independent. probe_ratio: the probe's seconds then, over those alone. dispatch_s.
+    """
+
+    speed: dict[str, list[float]]
+    interval: dict[str, list[list[float]]]
+    probe_ratio: dict[str, list[float]]
+    dispatch_s: float
+
+    @classmethod
+    def fit(cls, rows: pd.DataFrame, dispatch_s: float = 0.0) -> "Speed":
+        """From the rows of `measure_contention`: exp of the mean over jobs of log(alone / busy)."""
+        speed, interval, ratio = {}, {}, {}
+        for method, of_method in rows.groupby("method"):
+            logs = np.log(of_method.set_index(["block", "job_id", "busy"])[["run_s", "probe_s"]]).unstack("busy")
+            gain = -logs["run_s"].sub(logs["run_s"][1], axis=0)
+            speed[method] = np.exp(gain.mean()).tolist()
+            interval[method] = [np.exp(replication_interval(block_means)).tolist()
+                                for _, block_means in gain.groupby("block").mean().items()]
+            ratio[method] = np.exp(logs["probe_s"].sub(logs["probe_s"][1], axis=0).mean()).tolist()
+        return cls(speed, interval, ratio, dispatch_s)
+
+    def of(self, method: str, k: int) -> np.ndarray:
+        """speed (k + 1,) as the simulator takes it; beyond the replicas measured, the last measured one."""
+        return _extended(self.speed, method, k)
+
+    def probe_ratios(self, method: str, k: int) -> np.ndarray:
+        """The probe's ratios (k + 1,), by the number of busy replicas; likewise."""
+        return _extended(self.probe_ratio, method, k)
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return Path(path)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Speed":
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(Path(path).read_text()))
+
+
+def _extended(measured: dict[str, list[float]], method: str, k: int) -> np.ndarray:
+    if method not in measured:
+        raise ValueError(f"no speed of method {method!r} was measured: there are {', '.join(measured)}; "
+                         "measure its contention")
+    values = measured[method]
+    return np.array([1.0, *values[:k], *[values[-1]] * (k - len(values))])
+
+
+def _timed(handle, record: dict, method: str) -> dict:
+    import ray
+
+    params = {name: value for name, value in record.items() if name not in LABELS and value is not None}
+    at_s, products = time.monotonic(), ray.get(handle.run.remote(params, method))[1]
+    return {"run_s": products["run_s"], "probe_s": products["probe_after_s"], "at_s": at_s}
+
+
+@contextmanager
+def _kept_busy(handles, records: list[dict], method: str, start: int):
+    """Each of `handles` does one job of the list after another, from `start` on, until the block ends."""
+    stop = threading.Event()
+
+    def work(handle, first):
+        jobs = islice(cycle(records), first, None)
+        while not stop.is_set():
+            _timed(handle, next(jobs), method)
+
+    with ThreadPoolExecutor(max_workers=max(1, len(handles))) as pool:
+        working = [pool.submit(work, handle, start + i) for i, handle in enumerate(handles)]
+        try:
+            yield
+        finally:
+            stop.set()
+        for one in working:
+            one.result()

@@ -1,0 +1,254 @@
+"""Predicted against served: every prediction of a served cell, beside what was served, a row a metric.
+
+A prediction reads of the run its arrivals, its jobs and its probes, never a service time; `recursion` alone, which
+splits the error, takes the measured ones.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stlib.experiment.campaign import arrival_process, read_cell
+from stlib.experiment.contention import Speed
+from stlib.experiment.execution_time import ServiceTimeModel
+from stlib.experiment.mix import JobMix
+from stlib.queueing import formulas
+from stlib.queueing.arrivals import Poisson
+from stlib.queueing.jobs import job_metrics, reduce_runs
+from stlib.queueing.runs import check_jobs, run_jobs
+from stlib.queueing.simulation import finite_run, recursion
+from stlib.serving.replica import IDLE_S
+
+COLUMNS = ("cell", "run", "workload", "method", "replicas", "routing", "arrivals", "rho", "rho_realised", "n_jobs",
+           "seed", "metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "plain", "recursion", "formula",
+           "beforehand_lo", "beforehand_median", "beforehand_hi", "quantile", "quantile_given_arrivals", "overhead")
+LAW_DRAWS = 200_000  # of a mix's work, shared equally among the combinations of job parameters
+
+
+@dataclass(frozen=True)
+class MixWork:
+    """The work of a mix's jobs by one method at machine factor 1, without probes.
+
+    The parameters that cost time take few combinations: `shares` (c,) their probabilities, `mean_s` (c,) their mean
+    work, `work_s` (draws, c) independent draws of it.
+    """
+
+    shares: np.ndarray
+    mean_s: np.ndarray
+    work_s: np.ndarray
+
+    @classmethod
+    def of(cls, model: ServiceTimeModel, mix: JobMix, method: str, rng: np.random.Generator) -> "MixWork":
+        """Draw the work of every combination of the mix."""
+        jobs, shares = mix.combinations()
+        draws = model.sample_s(jobs, method, rng, draws=-(-LAW_DRAWS // len(jobs)))
+        return cls(shares, model.mean_s(jobs, method), draws)
+
+    def sample(self, rng: np.random.Generator, shape) -> tuple[np.ndarray, np.ndarray]:
+        """Work of random jobs and its mean given their parameters, both of `shape`."""
+        job = np.searchsorted(self.shares.cumsum()[:-1], rng.random(shape), side="right")
+        return self.work_s[rng.integers(len(self.work_s), size=shape), job], self.mean_s[job]
+
+    @property
+    def moments(self) -> tuple[float, float]:
+        """Mean and variance."""
+        mean = self.shares @ self.mean_s
+        return float(mean), float(self.shares @ (self.work_s**2).mean(axis=0) - mean**2)
+
+
+def after_idle(start_s, finish_s, replica) -> np.ndarray:
+    """Whether each job's replica had idled longer than IDLE_S when it started, (runs, n).
+
+    Times in seconds and replicas, (runs, n); each replica serves its jobs in the order of the columns.
+    """
+    idle = np.zeros(start_s.shape, bool)
+    for one in range(replica.max() + 1):
+        here = replica == one
+        last = np.maximum.accumulate(np.where(here, finish_s, -np.inf), axis=1)
+        before = np.concatenate([np.full((len(last), 1), -np.inf), last[:, :-1]], axis=1)
+        idle |= here & (start_s - before > IDLE_S)
+    return idle
+
+
+def with_probes(arrival_s, work_s, probe_s, estimate_s, k: int, rng, **options) -> np.ndarray:
+    """Work (runs, n) with its probes: one after each job, and one before a job that follows an idle spell.
+
+    Which jobs do, a simulation with one probe a job says. Neglected: that the second probes shorten the idle spells
+    after them. probe_s: what a probe takes at each job's machine factor, (n,) or (runs, n).
+    """
+    once = work_s + probe_s
+    rows = run_jobs(*check_jobs(arrival_s, once, estimate_s), k, rng=rng, **options)
+    return once + probe_s * after_idle(rows.start, rows.finish, rows.replica)
+
+
+def machine_factors(table: pd.DataFrame, products: pd.DataFrame, model: ServiceTimeModel, ratios) -> np.ndarray:
+    """Each job's machine factor (n,): the mean of its probes, each over the fit's with as many replicas busy.
+
+    ratios: (k + 1,), the probe's seconds by number of busy replicas, over those alone. The probe before a job is its
+    own if it ran two, else the one that ended the job before on its replica. table and products by job_id.
+    """
+    order = table["start_s"].argsort().to_numpy()
+    last = products["busy_finish"].iloc[order].groupby(table["replica"].iloc[order]).shift().reindex(table.index)
+    before = products["busy_start"].where((products["probes"] == 2) | last.isna(), last).astype(int)
+    factors = [model.factor(products[f"probe_{when}_s"]) / np.asarray(ratios)[busy.astype(int)]
+               for when, busy in (("before", before), ("after", products["busy_finish"]))]
+    return np.mean(factors, axis=0)
+
+
+def predict_cell(folder: Path, model: ServiceTimeModel, speed: Speed, *, draws: int = 1000,
+                 runs: int = 10_000) -> pd.DataFrame:
+    """Every prediction of a served cell beside what was served: a row a metric, the columns COLUMNS.
+
+    folder: of `run_cell`. draws: of the work, given arrivals and jobs (traced: at each job's machine factor; plain: at
+    factor 1). runs: replications of the prediction beforehand, at the factor probed before the run. Random numbers
+    come from the cell's seed. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had
+    until the last arrival. Raises ValueError for a run in which a job did not complete.
+    """
+    return predict_run(*read_cell(Path(folder)), model, speed, draws=draws, runs=runs)
+
+
+def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: pd.DataFrame, model: ServiceTimeModel,
+                speed: Speed, *, draws: int = 1000, runs: int = 10_000) -> pd.DataFrame:
+    """`predict_cell` on a run in memory: cell as in cell.json, the tables in order of arrival."""
+    if not (table["outcome"] == "completed").all():
+        raise ValueError(f"cell {cell['cell']}: {(table['outcome'] != 'completed').sum()} jobs did not complete; a "
+                         "prediction is of a run whose jobs all do")
+    system = System.of(cell, model, speed)
+    arrival_s, slo_s = table["arrival_s"].to_numpy(), tuple(cell["slo_s"])
+    law = MixWork.of(model, JobMix.from_yaml(cell["mix"]), cell["method"], np.random.default_rng([cell["seed"], 1]))
+    process = arrival_process(cell["lam"], **cell["arrivals"])
+    factor = machine_factors(table, products, model, speed.probe_ratios(cell["method"], cell["replicas"]))
+    again = recursion(arrival_s, table["service_s"] + speed.dispatch_s, table["replica"].to_numpy())
+
+    def simulated(draw, n_runs):
+        return finite_run(system.complete(draw), system.k, n_runs, np.random.default_rng([cell["seed"], 2]),
+                          slo_s=slo_s, **system.options)
+
+    traced, plain = (simulated(system.given_jobs(arrival_s, jobs, f), draws) for f in (factor, np.ones(len(jobs))))
+    anew, given = (simulated(system.beforehand(law, arrivals, len(jobs)), runs)
+                   for arrivals in (process.sample, lambda n, rng: arrival_s))
+    formula = system.formula(law, process, len(jobs))
+    served, recursed = (job_metrics(one, slo_s=slo_s) for one in (table, again))
+    known = {name: cell[name] for name in ("cell", "run", "method", "replicas", "routing", "rho", "n_jobs", "seed")}
+    known |= {"workload": cell["mix"], "arrivals": cell["arrivals"]["name"],
+              "rho_realised": table["service_s"].sum() / (system.k * arrival_s[-1])}
+    rows = []
+    for name in traced.columns:
+        metric, _, slo = name.partition("_")
+        low, median, high = anew[name].quantile([0.025, 0.5, 0.975])
+        traced_low, traced_high = traced[name].quantile([0.025, 0.975])
+        rows.append(known | {
+            "metric": metric, "slo_s": float(slo or "nan"), "served": served[name], "traced": traced[name].mean(),
+            "traced_lo": traced_low, "traced_hi": traced_high, "plain": plain[name].mean(),
+            "recursion": recursed[name], "formula": formula.get(name, np.nan),
+            "beforehand_lo": low, "beforehand_median": median, "beforehand_hi": high,
+            "quantile": _rank(served[name], anew[name]), "quantile_given_arrivals": _rank(served[name], given[name]),
+            "overhead": served[name] - recursed[name]})
+    return pd.DataFrame(rows)[list(COLUMNS)]
+
+
+def error_split(rows: pd.DataFrame) -> pd.DataFrame:
+    """Parts of each row's error, which add up to served - formula, without a formula to served - beforehand_median.
+
+    approximation: from the formula to the median of finite runs beforehand (NaN without a formula). sampling: to these
+    arrivals and jobs (plain; also from the factor probed before the run to factor 1). machine: to each job's factor
+    (traced). service fit: to the measured service times (recursion). overhead: to what was served.
+    """
+    chain = rows[["formula", "beforehand_median", "plain", "traced", "recursion", "served"]]
+    parts = chain.diff(axis=1).iloc[:, 1:].set_axis(["approximation", "sampling", "machine", "service fit", "overhead"],
+                                                    axis=1)
+    return pd.concat([rows[["cell", "run", "metric", "slo_s"]], parts], axis=1)
+
+
+@dataclass(frozen=True)
+class System:
+    """What a cell's predictions simulate. speed: (k + 1,); factor: the machine's before the run."""
+
+    model: ServiceTimeModel
+    method: str
+    k: int
+    routing: str
+    speed: np.ndarray
+    dispatch_s: float
+    factor: float
+
+    @classmethod
+    def of(cls, cell: dict, model: ServiceTimeModel, speed: Speed) -> "System":
+        """From cell.json."""
+        return cls(model, cell["method"], cell["replicas"], cell["routing"],
+                   speed.of(cell["method"], cell["replicas"]), speed.dispatch_s, cell["factor"])
+
+    @property
+    def options(self) -> dict:
+        """Of the simulator."""
+        return {"routing": self.routing, "speed": self.speed if self.k > 1 else None}
+
+    def given_jobs(self, arrival_s, jobs: pd.DataFrame, factor):
+        """draw(rng, m): these arrivals, this list of jobs at their machine factors (n,), and work drawn anew."""
+        estimate = self.model.mean_s(jobs, self.method, factor=self.factor, probes=1)
+
+        def draw(rng, m):
+            work = self.model.sample_s(jobs, self.method, rng, draws=m)
+            return [np.array(one) for one in np.broadcast_arrays(arrival_s, work, factor, estimate)]
+
+        return draw
+
+    def beforehand(self, law: MixWork, arrivals, n: int):
+        """draw(rng, m): jobs, their work and the path of the machine's factor drawn anew; arrivals(n, rng) -> (n,)."""
+
+        def draw(rng, m):
+            arrival_s = np.stack([arrivals(n, rng) for _ in range(m)])
+            work, mean = law.sample(rng, (m, n))
+            estimate = (mean + self.model.probe_cost_s) * self.factor**self.model.gamma
+            return arrival_s, work, self.factor * self.model.factor_path(n, rng, m), estimate
+
+        return draw
+
+    def complete(self, draw):
+        """`draw` for `finite_run`: the work at its machine factor, with the dispatcher's time and the probes."""
+
+        def completed(rng, m):
+            arrival_s, work, factor, estimate = draw(rng, m)
+            level = factor**self.model.gamma
+            work = with_probes(arrival_s, work * level + self.dispatch_s, self.model.probe_cost_s * level, estimate,
+                               self.k, rng, **self.options)
+            return arrival_s, work, estimate
+
+        return completed
+
+    def formula(self, law: MixWork, process, n: int) -> dict:
+        """Mean response and wait of M/G/k at the factor before the run, all replicas at speed[k]; {} if not valid."""
+        if not isinstance(process, Poisson) or (self.k > 1 and self.routing != "central"):
+            return {}
+        level = self.factor**self.model.gamma
+        rng = np.random.default_rng(0)
+        arrival_s, work, _, estimate = self.beforehand(law, process.sample, n)(rng, 50)
+        probes = with_probes(arrival_s, work * level, self.model.probe_cost_s * level, estimate, self.k, rng,
+                             **self.options) - work * level
+        mean, variance = law.moments
+        mean_s = (mean * level + probes.mean() + self.dispatch_s) / self.speed[self.k]
+        if process.rate * mean_s >= self.k:
+            return {}
+        scv = variance * (level / self.speed[self.k] / mean_s) ** 2
+        queue = formulas.mgk(process.rate, mean_s, scv, self.k)
+        return {"mean": queue.w, "wq": queue.wq}
+
+
+def steady_state(law: MixWork, process, k: int, speed, *, routing: str = "central", dispatch_s: float = 0.0,
+                 slo_s=(), runs: int = 20, n_jobs: int = 20_000) -> pd.DataFrame:
+    """Metrics of long runs at factor 1 without probes, their first tenth left out; a row a run, always the same
+    random numbers. speed: (k + 1,)."""
+    rng = np.random.default_rng(0)
+    arrival_s = np.stack([process.sample(n_jobs, rng) for _ in range(runs)])
+    work, mean = law.sample(rng, arrival_s.shape)
+    rows = run_jobs(*check_jobs(arrival_s, work + dispatch_s, mean), k, routing=routing, rng=rng,
+                    speed=speed if k > 1 else None)
+    response, wait = ((column - arrival_s)[:, n_jobs // 10 :] for column in (rows.finish, rows.start))
+    return pd.DataFrame(reduce_runs(response, wait, slo_s, (50, 95)))
+
+
+def _rank(value: float, draws: pd.Series) -> float:
+    """The share of draws below the value, equal ones counted half."""
+    return float(((draws < value).mean() + (draws <= value).mean()) / 2)

@@ -1,0 +1,157 @@
+"""Cells are checked before anything runs, kept when finished and leave nothing when interrupted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import yaml
+from served import SPEED, a_cell, fitted_model, serve
+
+from stlib import paths
+from stlib.experiment import JobMix, campaign
+from stlib.experiment.campaign import Campaign, Cell, drawn, finished, mean_work_s, read_cell, run_cell
+from stlib.experiment.prediction import predict_cell
+from stlib.queueing.variability import arrival_variability
+from stlib.serving.replica import start_replica
+
+FILE = paths.DATA / "campaign.yml"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fitted_model(np.random.default_rng(1))
+
+
+@pytest.fixture
+def simulated(model, monkeypatch):
+    """Cells served by simulation; the machine is 10 % slow."""
+    def serve_simulated(jobs, arrival_s, cell, handles, estimate):
+        assert len(handles) == cell.replicas and estimate(jobs.iloc[0].to_dict(), cell.method) > 0
+        made = a_cell(model, n_jobs=len(jobs), replicas=cell.replicas, lam=len(jobs) / arrival_s[-1])
+        _, table, _, products = serve(made, model, np.random.default_rng(1))
+        return table, products, {"job_seconds": 1.0, "elapsed_s": 2.0}
+
+    monkeypatch.setattr(campaign, "serve", serve_simulated)
+    monkeypatch.setattr(campaign, "_probed_factor", lambda handle, model: 1.1)
+
+
+def small(**cells):
+    return replace(Campaign.from_yaml(), n_jobs=50, **cells)
+
+
+def run(number, model, folder, plan=None, **options):
+    return run_cell(plan or small(), number, model, SPEED, lambda i: f"replica {i}", results=folder, **options)
+
+
+def test_the_committed_campaign_is_the_issue_s():
+    plan = Campaign.from_yaml()
+    assert plan.n_jobs == 300 and plan.slo_factors == (2, 3, 5) and plan.baseline == "sequential"
+    assert [cell.replicas for cell in plan.cells.values()] == [1, 1, 1, 1, 1, 2, 2, 2]
+    assert [cell.rho for cell in plan.cells.values()] == [0.5, 0.75, None, 0.7, 0.8, 0.75, None, 0.75]
+    assert [cell.same_as for cell in plan.cells.values()] == [None, None, 2, None, None, None, 6, None]
+    assert [cell.routing for cell in plan.cells.values()] == ["central"] * 6 + ["jsq", "least_work"]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"routing": "fastest"}, "unknown routing 'fastest'"),
+    ({"method": "telepathy"}, "unknown method 'telepathy'"),
+    ({"mix": "poems"}, "no job mix"),
+    ({"arrivals": "tides"}, "arrivals are bursty, poisson"),
+    ({"rho": 1.0}, "rho = 1.0 must lie between"),
+    ({"replicas": 0}, "replicas = 0"),
+    ({"rho": None}, "give arrivals with either rho or rate"),
+    ({"rho": None, "arrivals": None, "same_as": 12}, "same_as = 12 is no cell"),
+    ({"rho": None, "arrivals": None, "same_as": 3}, "same_as = 3 is no cell with arrivals of its own"),
+    ({"speed": 2}, "unknown entry"),
+])
+def test_bad_cells_are_refused_before_anything_runs(tmp_path, change, message):
+    text = yaml.safe_load(FILE.read_text())
+    text["cells"][1] = {name: value for name, value in (text["cells"][1] | change).items() if value is not None}
+    (tmp_path / "campaign.yml").write_text(yaml.safe_dump(text))
+    with pytest.raises(ValueError, match=message):
+        Campaign.from_yaml(tmp_path / "campaign.yml")
+
+
+def test_a_trace_shorter_than_the_jobs_is_refused(tmp_path):
+    (tmp_path / "trace.csv").write_text("at\n1\n2\n3\n")
+    cell = Cell("images", "parallel", 1, "central", arrivals={"name": str(tmp_path / "trace.csv")})
+    with pytest.raises(ValueError, match="n = 50"):
+        small(cells={1: cell})
+    plan = replace(Campaign.from_yaml(), n_jobs=3, cells={1: replace(cell, rate=2.0)})
+    _, arrival_s, lam = drawn(JobMix.from_yaml("images"), plan.cells[1].arrivals, 2.0, 1, 3)
+    assert lam == pytest.approx(2) and np.allclose(np.diff(arrival_s), 0.5)
+
+
+def test_arrivals_are_what_they_are_called():
+    bursty = Campaign.from_yaml().cells[4].arrivals
+    _, arrival_s, lam = drawn(JobMix.from_yaml("images"), bursty, 0.5, 1, 20_000)
+    seen = arrival_variability(arrival_s)
+    assert lam == 0.5 and 1 / seen.mean_s == pytest.approx(0.5, rel=0.08)
+    assert seen.scv == pytest.approx(2, rel=0.15) and seen.dispersion > 2
+
+
+def test_a_cell_is_kept_whole_and_not_repeated(simulated, model, tmp_path, capsys):
+    folder = run(6, model, tmp_path)
+    assert folder == tmp_path / "served" / "cell_6_run_1" and finished(tmp_path, 6) == [folder]
+    cell, table, jobs, products = read_cell(folder)
+    mix = JobMix.from_yaml("stories_exact")
+    assert cell["rho"] == pytest.approx(0.75)
+    assert cell["lam"] == pytest.approx(
+        0.75 * 2 * 0.85 / (mean_work_s(model, mix, "sequential", probes=1) * 1.1**model.gamma))
+    assert cell["factor"] == 1.1 and cell["seed"] == 14 and not cell["generator_limited"]
+    assert cell["provenance"]["commit"] and (cell["job_seconds"], cell["elapsed_s"]) == (1.0, 2.0)
+    assert (table["job_id"] == jobs["job_id"]).all() and (products["job_id"] == jobs["job_id"]).all()
+    assert len(predict_cell(folder, model, SPEED, draws=40, runs=40)) == 7
+    assert run(6, model, tmp_path) == folder and "1 runs kept\n" in capsys.readouterr().out
+    assert run(6, model, tmp_path, again=True).name == "cell_6_run_2" and folder.exists()
+    other = replace(small(), seed=9)  # another cell under the same number
+    assert run(6, model, tmp_path, plan=other).name == "cell_6_run_3"
+
+
+def test_cells_that_share_have_the_same_arrivals_and_jobs(simulated, model, tmp_path):
+    with pytest.raises(ValueError, match="serve it first"):
+        run(3, model, tmp_path)
+    two, three = (read_cell(run(number, model, tmp_path))[0] for number in (2, 3))
+    assert all(two[name] == three[name] for name in ("arrivals", "lam", "seed", "n_jobs"))
+    assert three["rho"] < two["rho"] == pytest.approx(0.75) and three["method"] == "parallel"
+    mix = JobMix.from_yaml("stories_exact")
+    one, other = (drawn(mix, *(cell[name] for name in ("arrivals", "lam", "seed", "n_jobs"))) for cell in (two, three))
+    assert one[0].equals(other[0]) and np.array_equal(one[1], other[1])
+
+
+def test_an_interrupted_cell_leaves_nothing(simulated, model, tmp_path, monkeypatch):
+    for name, breaks in (("serve", KeyboardInterrupt), ("provenance", OSError)):
+        with monkeypatch.context() as patch, pytest.raises(breaks):
+            patch.setattr(campaign, name, raising(breaks))
+            run(1, model, tmp_path)
+        assert not finished(tmp_path, 1)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(campaign.json, "dumps", raising(OSError))  # the last file of the folder
+        campaign._keep(tmp_path, {"cell": 1, "run": 1}, {})
+    assert not finished(tmp_path, 1)
+    assert run(1, model, tmp_path).name == "cell_1_run_1"
+    assert [one.name for one in (tmp_path / "served").iterdir()] == ["cell_1_run_1"]
+
+
+def raising(error):
+    def broken(*_, **__):
+        raise error("interrupted")
+    return broken
+
+
+@pytest.mark.slow
+def test_a_real_cell_is_served_and_predicted(model, tmp_path):
+    plan = replace(Campaign.from_yaml(), n_jobs=12)
+    handles = [start_replica("story") for _ in range(2)]
+    try:
+        folder = run_cell(plan, 8, model, SPEED, handles.__getitem__, results=tmp_path)
+    finally:
+        ray.shutdown()
+    cell, table, _, products = read_cell(folder)
+    assert (table["outcome"] == "completed").all() and set(products["probes"]) <= {1, 2}
+    area = (table["reply_s"] - table["arrival_s"]).sum()
+    assert cell["job_seconds"] == pytest.approx(area, rel=0.01)
+    rows = predict_cell(folder, model, SPEED, draws=40, runs=40)
+    recursion = rows["recursion"] / rows["served"]
+    assert recursion.iloc[0] == pytest.approx(1, abs=0.05)
