@@ -1,11 +1,22 @@
-"""The shell: python -m stlib tell | models | pdf."""
+"""The shell: python -m stlib tell | predict | replay | models | pdf."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from tqdm import tqdm
+
+from stlib import paths
+
+ModelFile = Annotated[Path, typer.Option("--model", help="the fitted service-time model")]
+SpeedFile = Annotated[Path, typer.Option("--speed", help="what busy replicas do to each other, measured")]
+Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
+Method = Annotated[str, typer.Option(help="inference method: sequential or parallel")]
+Replicas = Annotated[int, typer.Option(help="number of replicas", min=1)]
+Routing = Annotated[str, typer.Option(help="central, jsq, least_work or round_robin")]
+MODEL, SPEED = paths.REFERENCE / "service_time.json", paths.REFERENCE / "speed.json"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Tell stories with an LLM, illustrate them with a latent diffusion model.")
@@ -43,6 +54,94 @@ def tell(
 def _advance(bar: tqdm, stage: str, done: int, total: int) -> None:
     bar.desc, bar.n, bar.total = stage, done, total
     bar.refresh()
+
+
+@app.command()
+def predict(
+    rate: Annotated[float, typer.Option(help="jobs a second")],
+    replicas: Replicas = 1, method: Method = "sequential", mix: Mix = "stories_exact", routing: Routing = "central",
+    arrivals: Annotated[str, typer.Option(help="poisson or bursty")] = "poisson",
+    slo: Annotated[float | None, typer.Option(help="a deadline, seconds: the share of jobs answered by then")] = None,
+    target: Annotated[str | None, typer.Option(help="mean, wq, p50 or p95, and seconds, such as p95=6: the fewest "
+                                               "replicas for the rate and the largest rate for the replicas")] = None,
+    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+):
+    """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
+    from stlib.experiment.campaign import named_arrivals
+    from stlib.experiment.prediction import Service
+    from stlib.queueing.planning import max_rate, min_replicas
+    from stlib.queueing.simulation import replication_interval
+
+    fitted, measured = _fitted(model, speed)
+    service = Service.of(fitted, measured, mix, method, routing, named_arrivals(arrivals))
+    metric, _, seconds = (target or "mean=1").partition("=")
+    if metric not in ("mean", "wq", "p50", "p95") or not seconds.replace(".", "", 1).isdigit():
+        raise ValueError(f"target {target!r}: give one of mean, wq, p50, p95 and its seconds, such as p95=6")
+    runs = service.steady_state(rate, replicas, slo_s=() if slo is None else (slo,))
+    told = [f"{name} {runs[name].mean():.3f} ({{:.3f}} to {{:.3f}})".format(*replication_interval(runs[name]))
+            for name in runs]
+    print(f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / service.capacity(replicas):.2f}), seconds: "
+          + ", ".join(told))
+    if (exact := service.exact(rate, replicas)) is not None:
+        print(f"exact (Pollaczek and Khinchine): mean {exact.w:.3f}, wq {exact.wq:.3f}")
+    most_replicas = replicas
+    if target is not None:
+        most = max_rate(functools.partial(service.metric, metric, k=replicas), float(seconds),
+                        service.capacity(replicas), rtol=1e-3)
+        most_replicas = min_replicas(functools.partial(service.metric, metric, rate), float(seconds),
+                                     rate * service.mean_s, k_max=64)
+        print(f"{target} s: {most_replicas} replicas for {rate:g} jobs/s; {replicas} replicas up to {most:.3f} jobs/s")
+    known = len(measured.speed[method])
+    if max(replicas, most_replicas) > known:
+        print(f"assumed: with more than {known} replicas busy (not measured) each has the speed of {known}, "
+              f"{measured.speed[method][-1]:.3f}")
+
+
+@app.command()
+def replay(
+    cell: Annotated[int | None, typer.Option(help="a cell of data/campaign.yml, in place of options")] = None,
+    mix: Mix = "stories_exact", method: Method = "sequential", replicas: Replicas = 1, routing: Routing = "central",
+    arrivals: Annotated[str, typer.Option(help="poisson, bursty or a CSV trace of times")] = "poisson",
+    rho: Annotated[float | None, typer.Option(help="the load that sets the rate")] = None,
+    rate: Annotated[float | None, typer.Option(help="jobs a second, in place of rho; a trace has its own")] = None,
+    jobs: Annotated[int | None, typer.Option(help="number of jobs; 60, or the campaign's for a cell")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the results; left out, this profile's")] = None,
+    seed: Annotated[int, typer.Option(help="reproduces arrivals and jobs")] = 0,
+    again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
+    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+):
+    """Serve jobs for real and show the metrics beside their prediction."""
+    from dataclasses import replace
+
+    from stlib.experiment.campaign import Campaign, Cell, named_arrivals, run_cell
+    from stlib.experiment.prediction import predict_cell
+    from stlib.serving.replica import start_replica
+
+    campaign = Campaign.from_yaml()
+    if cell is None:
+        one = Cell(mix, method, replicas, routing, named_arrivals(arrivals), rho, rate)
+        campaign = replace(campaign, seed=seed, n_jobs=jobs or 60, cells={0: one})
+    elif jobs:
+        campaign = replace(campaign, n_jobs=jobs)
+    if (cell or 0) not in campaign.cells:
+        raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
+    fitted = _fitted(model, speed)
+    replica_of = functools.cache(lambda i: start_replica("story"))
+    folder = run_cell(campaign, cell or 0, *fitted, replica_of, results=out, again=again)
+    rows = predict_cell(folder, *fitted)
+    print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
+          .to_string(index=False, float_format="%.3f", na_rep=""))
+    print(f"kept in {folder}/")
+
+
+def _fitted(model: Path, speed: Path) -> tuple:
+    from stlib.experiment import ServiceTimeModel
+    from stlib.experiment.contention import Speed
+
+    for file, option, notebook in ((model, "--model", "05"), (speed, "--speed", "08")):
+        if not file.exists():
+            raise ValueError(f"no file {file}: name one with {option}, or run notebook {notebook}, which measures it")
+    return ServiceTimeModel.from_json(model), Speed.from_json(speed)
 
 
 @app.command()

@@ -2,12 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from stlib import paths
+
+sys.path.insert(0, str(paths.ROOT / "tests" / "experiment"))
+from served import SPEED, fitted_model
 
 
 def stlib(*arguments, **environment):
@@ -15,7 +20,7 @@ def stlib(*arguments, **environment):
                           cwd=paths.ROOT, env=os.environ | environment, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["tell", "models", "pdf"])
+@pytest.mark.parametrize("command", ["tell", "predict", "replay", "models", "pdf"])
 def test_help(command):
     done = stlib(command, "--help")
     assert done.returncode == 0
@@ -52,3 +57,44 @@ def test_unknown_profile(tmp_path):
     assert done.returncode != 0 and "unknown profile 'tiny'" in done.stderr and "Traceback" not in done.stderr
     make = subprocess.run(["make", "-n", "report", "PROFILE=tiny"], cwd=paths.ROOT, capture_output=True, text=True)
     assert make.returncode != 0 and "use PROFILE=smoke, quick or full" in make.stderr
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Options that name a model and a speed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    model = fitted_model(np.random.default_rng(1)).to_json(folder / "service_time.json")
+    return ["--model", str(model), "--speed", str(SPEED.to_json(folder / "speed.json"))]
+
+
+def test_predict_answers_in_a_line_and_plans(fitted):
+    done = stlib("predict", "--rate", "0.6", "--method", "parallel", "--slo", "6", *fitted)
+    assert done.returncode == 0, done.stderr
+    told, exact = done.stdout.splitlines()
+    assert told.startswith("parallel, 0.6 jobs/s on 1 replicas (rho 0.") and "slo_6 0." in told
+    assert float(exact.split("mean ")[1].split(",")[0]) == pytest.approx(
+        float(told.split("mean ")[1].split(" ")[0]), rel=0.03)
+    done = stlib("predict", "--rate", "1.5", "--replicas", "3", "--method", "parallel", "--target", "p95=4", *fitted)
+    assert done.returncode == 0, done.stderr
+    assert "replicas for 1.5 jobs/s; 3 replicas up to" in done.stdout
+    assert "with more than 2 replicas busy (not measured) each has the speed of 2, 0.850" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["predict", "--rate", "9"], "1 replicas do less than"),
+    (["predict", "--rate", "0.4", "--target", "p95=soon"], "target 'p95=soon'"),
+    (["predict", "--rate", "0.4", "--arrivals", "tides"], "unknown arrivals 'tides'"),
+    (["predict", "--rate", "0.4", "--method", "joint"], "no speed of method 'joint'|no method 'joint'"),
+    (["replay", "--rho", "0.5", "--routing", "fastest"], "unknown routing 'fastest'"),
+    (["replay"], "give arrivals with either rho or rate"),
+    (["replay", "--cell", "12"], "no cell 12"),
+])
+def test_bad_requests_are_one_clear_line(fitted, arguments, message):
+    done = stlib(*arguments, *fitted)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr) and "Traceback" not in done.stderr
+
+
+def test_a_missing_model_names_the_remedy(fitted, tmp_path):
+    done = stlib("predict", "--rate", "0.4", "--model", str(tmp_path / "none.json"), *fitted[2:])
+    assert done.returncode != 0 and "run notebook 05" in done.stderr and "Traceback" not in done.stderr

@@ -24,7 +24,6 @@ from stlib.queueing.simulation import ROUTINGS
 from stlib.queueing.variability import fit_mmpp2
 
 N_PROBES = 20  # before a cell, for the machine's speed
-LATE_SHARE = 0.01  # of the mean response: a load generator later than that in the mean limits the result
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,23 @@ class Campaign:
     def from_yaml(cls, path: str | Path = paths.DATA / "campaign.yml") -> "Campaign":
         """Read a campaign; its cells name the arrival processes that the file defines."""
         text = yaml.safe_load(Path(path).read_text())
-        processes = text.pop("arrivals")
-        cells = {}
-        for number, given in text.pop("cells").items():
-            unknown = set(given) - set(Cell.__dataclass_fields__)
-            if unknown or given.get("arrivals", "poisson") not in processes:
-                raise ValueError(f"cell {number}: {given} has an unknown entry or arrivals; it may have "
-                                 f"{', '.join(Cell.__dataclass_fields__)}, and arrivals are {', '.join(processes)}")
-            name = given.get("arrivals")
-            cells[number] = Cell(**given | {"arrivals": None if name is None else {"name": name, **processes[name]}})
-        return cls(**text | {"cells": cells, "slo_factors": tuple(text["slo_factors"])})
+        del text["arrivals"]
+        for number, given in text["cells"].items():
+            if unknown := set(given) - set(Cell.__dataclass_fields__):
+                raise ValueError(f"cell {number}: unknown entry {unknown.pop()!r}; a cell may have "
+                                 f"{', '.join(Cell.__dataclass_fields__)}")
+            if "arrivals" in given:
+                given["arrivals"] = named_arrivals(given["arrivals"], path)
+            text["cells"][number] = Cell(**given)
+        return cls(**text | {"slo_factors": tuple(text["slo_factors"])})
+
+
+def named_arrivals(name: str, path: str | Path = paths.DATA / "campaign.yml") -> dict:
+    """The parameters of `arrival_process` that a campaign's file gives a name; a CSV file stands for itself."""
+    known = yaml.safe_load(Path(path).read_text())["arrivals"]
+    if name not in known and not name.endswith(".csv"):
+        raise ValueError(f"unknown arrivals {name!r}: use one of {', '.join(known)}, or a trace, a CSV file")
+    return {"name": name, **known.get(name, {})}
 
 
 def arrival_process(rate: float | None, name: str = "poisson", scv: float = 1.0, idc: float = 1.0):
@@ -143,7 +149,7 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     made = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan, "lam": lam,
             "rho": lam * load_s, "factor": factor, "slo_s": [round(f * baseline_s, 2) for f in campaign.slo_factors],
             "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": provenance(),
-            "generator_limited": bool(products["lag_s"].mean() > LATE_SHARE * (table["reply_s"] - arrival_s).mean())}
+            "generator_limited": bool(table.attrs.get("generator_limited", False))}
     return _keep(results, made, {"served": table, "jobs": jobs, "products": products})
 
 

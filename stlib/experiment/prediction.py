@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 
 from stlib.experiment.campaign import arrival_process, read_cell
 from stlib.experiment.contention import Speed
@@ -236,17 +237,60 @@ class System:
         return {"mean": queue.w, "wq": queue.wq}
 
 
-def steady_state(law: MixWork, process, k: int, speed, *, routing: str = "central", dispatch_s: float = 0.0,
-                 slo_s=(), runs: int = 20, n_jobs: int = 20_000) -> pd.DataFrame:
-    """Metrics of long runs at factor 1 without probes, their first tenth left out; a row a run, always the same
-    random numbers. speed: (k + 1,)."""
-    rng = np.random.default_rng(0)
-    arrival_s = np.stack([process.sample(n_jobs, rng) for _ in range(runs)])
-    work, mean = law.sample(rng, arrival_s.shape)
-    rows = run_jobs(*check_jobs(arrival_s, work + dispatch_s, mean), k, routing=routing, rng=rng,
-                    speed=speed if k > 1 else None)
-    response, wait = ((column - arrival_s)[:, n_jobs // 10 :] for column in (rows.finish, rows.start))
-    return pd.DataFrame(reduce_runs(response, wait, slo_s, (50, 95)))
+@dataclass(frozen=True)
+class Service:
+    """Replicas that serve a mix by one method in the long run, at factor 1, without probes.
+
+    work: of the mix, seconds; the dispatcher's time `dispatch_s` is added. arrivals: as of `arrival_process`.
+    """
+
+    work: MixWork
+    method: str
+    routing: str
+    arrivals: dict
+    speed: Speed
+
+    @classmethod
+    def of(cls, model: ServiceTimeModel, speed: Speed, mix: str, method: str, routing: str = "central",
+           arrivals: dict | None = None) -> "Service":
+        """From the fitted model and the name or file of a mix; Poisson arrivals if left out."""
+        work = MixWork.of(model, JobMix.from_yaml(mix), method, np.random.default_rng(0))
+        return cls(work, method, routing, arrivals or {"name": "poisson"}, speed)
+
+    @property
+    def mean_s(self) -> float:
+        """Mean service time on a replica while no other is busy, seconds."""
+        return self.work.moments[0] + self.speed.dispatch_s
+
+    def capacity(self, k: int) -> float:
+        """The rate at which k replicas saturate, all busy."""
+        return float(k * self.speed.of(self.method, k)[k] / self.mean_s)
+
+    def steady_state(self, lam: float, k: int, *, slo_s=(), runs: int = 20, n_jobs: int = 20_000) -> pd.DataFrame:
+        """Metrics of long runs, their first tenth left out: a row a run; always the same random numbers.
+
+        Raises ValueError at or above the capacity.
+        """
+        if not 0 < lam < self.capacity(k):
+            raise ValueError(f"rate = {lam:g}: {k} replicas do less than {self.capacity(k):.3f} jobs a second "
+                             f"(rho = 1) by {self.method}; lower the rate or add replicas")
+        rng, process = np.random.default_rng(0), arrival_process(lam, **self.arrivals)
+        arrival_s = np.stack([process.sample(n_jobs, rng) for _ in range(runs)])
+        work, mean = self.work.sample(rng, arrival_s.shape)
+        rows = run_jobs(*check_jobs(arrival_s, work + self.speed.dispatch_s, mean), k, routing=self.routing, rng=rng,
+                        speed=self.speed.of(self.method, k) if k > 1 else None, workers=cpu_count())
+        response, wait = ((column - arrival_s)[:, n_jobs // 10 :] for column in (rows.finish, rows.start))
+        return pd.DataFrame(reduce_runs(response, wait, slo_s, (50, 95)))
+
+    def metric(self, name: str, lam: float, k: int) -> float:
+        """A metric of `steady_state`, infinite at or above the capacity: for `planning`."""
+        return float(self.steady_state(lam, k)[name].mean()) if lam < self.capacity(k) else np.inf
+
+    def exact(self, lam: float, k: int) -> formulas.QueueMetrics | None:
+        """The formula of Pollaczek and Khinchine, where it holds: Poisson arrivals, one replica."""
+        if k > 1 or self.arrivals["name"] != "poisson":
+            return None
+        return formulas.mg1(lam, self.mean_s, self.work.moments[1] / self.mean_s**2)
 
 
 def _rank(value: float, draws: pd.Series) -> float:

@@ -57,7 +57,7 @@ def test_the_committed_campaign_is_the_issue_s():
     ({"routing": "fastest"}, "unknown routing 'fastest'"),
     ({"method": "telepathy"}, "unknown method 'telepathy'"),
     ({"mix": "poems"}, "no job mix"),
-    ({"arrivals": "tides"}, "arrivals are bursty, poisson"),
+    ({"arrivals": "tides"}, "unknown arrivals 'tides': use one of bursty, poisson"),
     ({"rho": 1.0}, "rho = 1.0 must lie between"),
     ({"replicas": 0}, "replicas = 0"),
     ({"rho": None}, "give arrivals with either rho or rate"),

@@ -11,19 +11,18 @@ from served import SPEED, a_cell, fitted_model, serve
 
 from stlib import paths
 from stlib.experiment import JobMix, ServiceTimeModel
-from stlib.experiment.campaign import arrival_process, read_cell
+from stlib.experiment.campaign import read_cell
 from stlib.experiment.contention import Speed
 from stlib.experiment.prediction import (
     COLUMNS,
     MixWork,
+    Service,
     after_idle,
     error_split,
     machine_factors,
     predict_cell,
     predict_run,
-    steady_state,
 )
-from stlib.queueing import formulas
 
 CELLS = [{}, {"replicas": 2}, {"replicas": 2, "routing": "jsq"},
          {"replicas": 2, "routing": "least_work", "method": "parallel",
@@ -163,13 +162,21 @@ def test_work_of_a_mix_has_the_moments_of_its_jobs(model):
     assert variance / mean**2 == pytest.approx(moments.scv, rel=0.03)
 
 
-def test_steady_state_agrees_with_pollaczek_khinchine(model):
-    law = MixWork.of(model, JobMix.from_yaml("stories_exact"), "sequential", np.random.default_rng(0))
-    mean, variance = law.moments
-    runs = steady_state(law, arrival_process(0.7 / mean), 1, np.array([1.0, 1.0]))
-    exact = formulas.mg1(0.7 / mean, mean, variance / mean**2)
+def test_the_long_run_agrees_with_pollaczek_khinchine(model):
+    service = Service.of(model, SPEED, "stories_exact", "sequential")
+    lam = 0.7 * service.capacity(1)
+    runs, exact = service.steady_state(lam, 1), service.exact(lam, 1)
     for name, value in (("mean", exact.w), ("wq", exact.wq)):
         assert abs(z((runs[name] - value).to_numpy())) < 4
+
+
+def test_capacity_counts_contention_and_is_refused(model):
+    service = Service.of(model, SPEED, "stories_exact", "parallel")
+    assert service.capacity(2) == pytest.approx(2 * 0.85 * service.capacity(1))
+    assert service.capacity(3) == pytest.approx(3 * 0.85 * service.capacity(1))  # beyond those measured
+    assert service.exact(0.1, 2) is None and service.metric("mean", service.capacity(2), 2) == np.inf
+    with pytest.raises(ValueError, match="2 replicas do less than"):
+        service.steady_state(service.capacity(2), 2)
 
 
 FOLDERS = sorted((paths.REFERENCE / "served").glob("cell_*_run_*"))
