@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from stlib.queueing.checks import nonnegative, whole
-from stlib.queueing.jobs import JOB_COLUMNS, OUTCOMES
+from stlib.queueing.jobs import OUTCOMES
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving.replica import start_ray, start_replica, stop_replica
 from stlib.serving.workload import make_workload
 
 ONLY = "only"  # the table's method where the workload has none, as in the simulator
 CLOCK_S = 1e-6  # asyncio's timers may ring early by less
-UNSTARTED = dict.fromkeys(JOB_COLUMNS, math.nan) | {"replica": -1, "method": None, "n_outstanding": 0, "attempt": 1}
+UNSTARTED = dict.fromkeys(("start_s", "finish_s", "reply_s", "service_s", "probe_s"), math.nan) \
+    | {"replica": -1, "method": None, "n_outstanding": 0}
 
 
 @dataclass(eq=False)
@@ -67,23 +68,17 @@ class _Server:
     def idle(self) -> bool:
         return self.job is None and self.handle is not None
 
-
-def _central(server: _Server, now: float) -> float:
-    return server.idle_s if server.idle else math.inf
-
-
-def _jsq(server: _Server, now: float) -> float:
-    return len(server.queue) + (server.job is not None)
+    def left_s(self, now: float) -> float:
+        """The declared work; an idle replica comes before a busy one that has outrun its estimates."""
+        running = max(0.0, self.job.declared_s - (now - self.job.row["start_s"])) if self.job else 0.0
+        return -1.0 if self.idle else running + sum(job.declared_s for job in self.queue)
 
 
-def _least_work(server: _Server, now: float) -> float:
-    if server.idle:
-        return -1.0  # before a busy one that has outrun its estimates
-    left = max(0.0, server.job.declared_s - (now - server.job.row["start_s"])) if server.job else 0.0
-    return left + sum(job.declared_s for job in server.queue)
-
-
-LOADS = {"central": _central, "jsq": _jsq, "least_work": _least_work}  # the least takes the job
+LOADS = {  # the server with the least takes the job
+    "central": lambda server, now: server.idle_s if server.idle else math.inf,
+    "jsq": lambda server, now: len(server.queue) + (server.job is not None),
+    "least_work": _Server.left_s,
+}
 
 
 class Dispatcher:
@@ -110,17 +105,20 @@ class Dispatcher:
             raise ValueError(f"routing {routing!r} is unknown; choose one of {ROUTINGS}")
         if routing == "least_work" and (estimate is None or policy is not None):
             raise ValueError("least_work needs estimate(params, method) and one method, no policy; or take jsq")
+        if policy is not None and (method or not len(policy) or not all(c in range(len(methods)) for c in policy)):
+            raise ValueError(f"policy {list(policy)} must be indices 0 ... {len(methods) - 1} of methods "
+                             f"{tuple(methods)}, in place of one method (method is {method!r})")
         if handles is not None and len(handles) != replicas:
             raise ValueError(f"{len(handles)} handles for {replicas} replicas: give one each")
         self.name, self.workload = workload, make_workload(workload, **(options or {}))
         self.routing, self.estimate, self.probe = routing, estimate, probe
-        self.max_waiting = math.inf if max_waiting is None else max_waiting
         self.menu, self.method, self.methods = menu, method, tuple(methods)
-        self.policy = [] if policy is None else _checked_policy(policy, self.methods, method)
-        for name in [*self.methods, *filter(None, [method])]:
+        self.policy = [] if policy is None else [int(column) for column in policy]
+        self.max_waiting = math.inf if max_waiting is None else max_waiting
+        for name in filter(None, [*methods, method]):
             self._options(name)
         self._start_one = partial(start_replica, workload, options=options, menu=menu, gpus=gpus)
-        self._given, self._own, self._tasks, self._running = handles, [], set(), False
+        self._given, self._own, self._running = handles, [], False
         self.queues = [deque() for _ in range(1 if routing == "central" else replicas)]
         self.servers = [_Server(number, self.queues[number % len(self.queues)]) for number in range(replicas)]
         self.reset()
@@ -128,7 +126,7 @@ class Dispatcher:
     def start(self) -> "Dispatcher":
         """Start the replicas side by side and wait until all are loaded; raises as `start_replica`."""
         if self._given is None:
-            _check_slots(len(self.servers))
+            start_ray()
             with ThreadPoolExecutor(len(self.servers)) as pool:
                 self._own = list(pool.map(lambda _: self._start_one(), self.servers))
         for server, handle in zip(self.servers, self._given or self._own, strict=True):
@@ -139,16 +137,15 @@ class Dispatcher:
 
     def stop(self) -> None:
         """End the replicas that were started here; what still waits or runs there fails."""
+        self._now()
         self._running = False
         for server in self.servers:
-            server.lost = "the dispatcher was stopped"
-        self._now()
+            server.handle, server.lost = None, "the dispatcher was stopped"
         self._feed()
         while self._own:
             stop_replica(self._own.pop())
 
-    def __enter__(self) -> "Dispatcher":
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *_) -> None:
         self.stop()
@@ -164,11 +161,19 @@ class Dispatcher:
         for server in self.servers:
             server.idle_s = 0.0
 
-    def check(self, params: dict, method: str | None = None) -> None:
-        """Raise ValueError for a job that would be refused, under any method that it may get."""
+    def check(self, params: dict, method: str | None = None) -> float:
+        """The work that least_work takes a job to be, in seconds (0 under other rules).
+
+        Raises ValueError for a job that would be refused under a method it may get, RuntimeError if not started.
+        """
+        if not self._running:
+            raise RuntimeError("the dispatcher is not started: call start(), or use it in a with statement")
         chosen = [self.methods[column] for column in set(self.policy)] or [self.method or ONLY]
         for name in [method] if method else chosen:
             self.workload.validate(params | self._options(name))
+        declared = self.estimate(params, name) if self.routing == "least_work" else 0.0
+        nonnegative(estimate=declared)
+        return declared
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
                      job_id: int | None = None, scheduled_s: float | None = None) -> Reply:
@@ -179,25 +184,27 @@ class Dispatcher:
         that runs goes on to its end, and then counts as cancelled.
         Raises ValueError for a job that is refused, which does not count as offered; RuntimeError if not started.
         """
-        if not self._running:
-            raise RuntimeError("the dispatcher is not started: call start(), or use it in a with statement")
-        self.check(params, method)
-        job = self._new_job(params, method or self.method, math.inf if deadline_s is None else deadline_s)
-        job.row |= {"job_id": self.offered if job_id is None else job_id,
-                    "scheduled_s": math.nan if scheduled_s is None else scheduled_s}
+        nonnegative(deadline_s=0.0 if deadline_s in (None, math.inf) else deadline_s)
+        row = {"job_id": self.offered if job_id is None else job_id, "workload": self.name, "attempt": 1,
+               "scheduled_s": math.nan if scheduled_s is None else scheduled_s, **UNSTARTED}
+        job = _Job(row, params=params, method=method or self.method, declared_s=self.check(params, method),
+                   expiry_s=math.inf if deadline_s is None else deadline_s,
+                   ended=asyncio.get_running_loop().create_future())
         self._arrive(job)
         try:
-            return await job.ended
+            await job.ended
+            return job
         except asyncio.CancelledError:
-            job.cancelled = True
             self._now()
-            self._leave(job, "cancelled")
+            job.cancelled = True
+            if any(job in queue for queue in self.queues):
+                self._end(job, "cancelled")
             raise
 
     async def drain(self) -> None:
         """Wait until no job runs and no replica is being replaced: before the event loop is closed."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while tasks := [server.task for server in self.servers if server.task and not server.task.done()]:
+            await asyncio.wait(tasks)
 
     def queue(self) -> dict:
         """The state: replicas up and busy, jobs waiting, in_system, offered and by outcome.
@@ -209,32 +216,24 @@ class Dispatcher:
                 "waiting": self._waiting(), "in_system": self._in_system(), "offered": self.offered, **self.counts,
                 "job_seconds": self._job_seconds, "elapsed_s": elapsed}
 
-    def _new_job(self, params: dict, method: str | None, deadline_s: float) -> _Job:
-        if not deadline_s >= 0:
-            raise ValueError(f"deadline_s = {deadline_s} must be seconds >= 0; leave it out for none")
-        declared = self.estimate(params, method or ONLY) if self.routing == "least_work" else 0.0
-        nonnegative(estimate=declared)
-        return _Job(UNSTARTED | {"workload": self.name}, params=params, method=method, expiry_s=deadline_s,
-                    declared_s=float(declared), ended=asyncio.get_running_loop().create_future())
-
     def _arrive(self, job: _Job) -> None:
         now = job.row["arrival_s"] = self._now()
         server = self._choose(now)
         self.offered += 1
         if not server.idle and self._waiting() >= self.max_waiting:
-            return self._settle(job, "rejected")
+            return self._end(job, "rejected")
         server.queue.append(job)
         job.expiry_s += now
-        self._feed()
-        if job in server.queue and job.expiry_s < math.inf:
+        if job.expiry_s < math.inf:
             asyncio.get_running_loop().call_at(self.zero_s + job.expiry_s, self._now)
+        self._feed()
 
     def _choose(self, now: float) -> _Server:
         """The server of the next job offered; one whose replica is down only in its turn, or if all are."""
         if self.routing == "round_robin":
             return self.servers[self.offered % len(self.servers)]
         tie = 0.0 if self.routing == "central" else float(self._rng.random(dtype=np.float32))
-        up = [s for s in self.servers if s.handle] or [s for s in self.servers if not s.lost] or self.servers
+        up = [server for server in self.servers if server.handle] or self.servers
         loads = [LOADS[self.routing](server, now) for server in up]
         least = [server for server, load in zip(up, loads, strict=True) if load == min(loads)]
         return least[int(tie * len(least))]
@@ -247,7 +246,7 @@ class Dispatcher:
         for server in self.servers:
             if all(other.lost for other in self.servers if other.queue is server.queue):
                 for job in list(server.queue):
-                    self._leave(job, "failed", server.lost)
+                    self._end(job, "failed", error=server.lost)
 
     def _begin(self, server: _Server) -> None:
         outstanding = len(server.queue) + sum(s.job is not None for s in self.servers if s.queue is server.queue)
@@ -257,7 +256,7 @@ class Dispatcher:
                     "method": job.method or policy or ONLY}
         job.products = {"busy_start": self._busy()}
         if server.task is None or server.task.done():
-            server.task = self._spawn(self._serve(server))
+            server.task = asyncio.get_running_loop().create_task(self._serve(server))
 
     async def _serve(self, server: _Server) -> None:
         """Do the server's job, then, in the same turn of the loop, the next that waits for it, until none does."""
@@ -268,7 +267,7 @@ class Dispatcher:
             try:
                 done = await server.handle.run.remote(job.params, method, self.probe)
             except RayActorError as death:
-                self._bury(server, death)
+                await self._replace(server, death)
             except Exception as error:
                 self._depart(server, "failed", error=_text(error))
             else:
@@ -280,46 +279,40 @@ class Dispatcher:
         self._feed()
         job.products |= (products or {}) | {"busy_finish": busy}
         job.row |= {"finish_s": now, **{name: job.products.get(name, math.nan) for name in ("service_s", "probe_s")}}
-        self._settle(job, outcome, payload, error)
+        self._end(job, outcome, payload, error)
 
-    def _bury(self, server: _Server, death: Exception) -> None:
+    async def _replace(self, server: _Server, death: Exception) -> None:
         """A replica died: its job is tried once more, before all others, and a new replica is started."""
-        server.handle = None
-        if self._running:
-            self._spawn(self._replace(server))
-        job = server.job
-        if job.cancelled or job.row["attempt"] > 1:
-            return self._depart(server, "failed", error=f"its replica died: {_text(death)}")
         self._now()
-        job.row |= {"start_s": math.nan, "replica": -1, "method": None, "n_outstanding": 0, "attempt": 2}
-        server.job, job.expiry_s = None, math.inf  # it had started in time
-        server.queue.appendleft(job)
-        self._feed()
-
-    async def _replace(self, server: _Server) -> None:
+        job, server.handle = server.job, None
+        if job.cancelled or job.row["attempt"] > 1:
+            self._depart(server, "failed", error=f"its replica died: {_text(death)}")
+        else:
+            job.row |= UNSTARTED | {"attempt": 2}
+            server.job, job.expiry_s = None, math.inf  # it had started in time
+            server.queue.appendleft(job)
+            self._feed()
+        if not self._running:
+            return
         try:
             handle = await asyncio.to_thread(self._start_one)
             if self._running:  # else the handle goes, and the replica with it
-                server.handle, server.idle_s = handle, self._now()
+                server.handle = handle
                 self._own.append(handle)
         except Exception as error:
-            self._now()
             server.lost = f"replica {server.number} died and could not be replaced: {_text(error)}"
+        server.idle_s = self._now()
         self._feed()
 
-    def _leave(self, job: _Job, outcome: str, error: str | None = None) -> None:
-        """A job leaves the queue, if it is in one."""
+    def _end(self, job: _Job, outcome: str, payload=None, error: str | None = None) -> None:
+        """A job gets its one outcome and waits no more."""
         for queue in self.queues:
             if job in queue:
                 queue.remove(job)
-                self._settle(job, outcome, error=error)
-
-    def _settle(self, job: _Job, outcome: str, payload=None, error: str | None = None) -> None:
-        job.row["outcome"] = "cancelled" if job.cancelled else outcome
-        job.payload, job.error = payload, error
+        job.payload, job.error, job.row["outcome"] = payload, error, "cancelled" if job.cancelled else outcome
         self.counts[job.row["outcome"]] += 1
         if not job.ended.done():
-            job.ended.set_result(job)
+            job.ended.set_result(None)
 
     def _now(self) -> float:
         """Seconds since the run's start; adds up the jobs in the system until now, lets go those whose time is over."""
@@ -327,7 +320,7 @@ class Dispatcher:
         self._job_seconds += self._in_system() * (now - self._counted_s)
         self._counted_s = now
         for job in [job for queue in self.queues for job in queue if job.expiry_s <= now + CLOCK_S]:
-            self._leave(job, "timed_out")
+            self._end(job, "timed_out")
         return now
 
     def _busy(self) -> int:
@@ -344,34 +337,6 @@ class Dispatcher:
         if known and method not in known:
             raise ValueError(f"unknown method {method!r}: choose one of {', '.join(known)}")
         return self.menu[method] if self.menu else {"method": method}
-
-    def _spawn(self, coroutine: Coroutine) -> asyncio.Task:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)  # the loop itself keeps weak references only
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-
-def _checked_policy(policy, methods: tuple, method: str | None) -> list[int]:
-    policy = np.atleast_1d(np.asarray(policy))
-    if method is not None:
-        raise ValueError(f"method {method!r} and a policy: give one of them")
-    if policy.ndim != 1 or policy.size == 0 or policy.dtype.kind not in "iu":
-        raise ValueError(f"policy {policy!r} must be a sequence of integers, indices of methods")
-    if policy.min() < 0 or policy.max() >= len(methods):
-        raise ValueError(f"policy {policy.tolist()} names a method outside 0 ... {len(methods) - 1} of {methods}")
-    return policy.tolist()
-
-
-def _check_slots(replicas: int) -> None:
-    """A replica without a slot of Ray's would be waited for in vain."""
-    start_ray()
-    import ray
-
-    slots = ray.cluster_resources().get("CPU", 0)
-    if replicas > slots:
-        raise ValueError(f"replicas = {replicas}: Ray has {slots:.0f} CPU slots and a replica takes one; start fewer, "
-                         "or a larger cluster")
 
 
 def _text(error: Exception) -> str:

@@ -11,10 +11,9 @@ from tqdm.auto import tqdm
 
 from stlib.queueing.jobs import job_table
 from stlib.queueing.runs import check_jobs
-from stlib.serving.dispatcher import Dispatcher, Reply
+from stlib.serving.dispatcher import Dispatcher
 
-LAG_S, LAG_SHARE = 0.005, 0.01  # the generator kept up if 99 % of its lags are below either
-NOT_PARAMETERS = {"job_id", "workload", "method"}
+LAG_S, LAG_SHARE = 0.005, 0.01  # the generator keeps up if 99 % of its lags are below the larger
 
 
 def replay(jobs: pd.DataFrame, arrival_s, target: Dispatcher, *, method: str | None = None, deadline_s=None,
@@ -30,88 +29,81 @@ def replay(jobs: pd.DataFrame, arrival_s, target: Dispatcher, *, method: str | N
     is above 5 ms and above 1 % of the mean interarrival time. Ctrl-C cancels what waits and lets the running jobs end.
     Raises ValueError for bad input before any job runs.
     """
-    arrival = _checked_arrivals(arrival_s, jobs)
-    deadline = np.broadcast_to(np.inf if deadline_s is None else np.asarray(deadline_s, float), len(jobs))
-    requests = [_request(job, method) for job in jobs.to_dict("records")]
-    for job_id, request in zip(jobs["job_id"], requests, strict=True):
-        _check(target, job_id, *request)
-    sent = [{"job_id": int(job_id), "scheduled_s": at, "params": params, "method": name, "deadline_s": limit}
-            for job_id, at, (params, name), limit in zip(jobs["job_id"], arrival.tolist(), requests, deadline.tolist(),
-                                                        strict=True)]
-    replies: list[tuple[Reply, float]] = []
-    _run_in_thread(_send_all(sent, target, replies), replies, tqdm(total=len(jobs), unit="job", disable=not progress))
-    replies.sort(key=lambda reply: reply[0].row["job_id"])
-    table = job_table(pd.DataFrame([reply.row for reply, _ in replies]).to_dict("series"))
-    table.attrs["generator_limited"] = _is_limited([lag for _, lag in replies], arrival)
-    return table, pd.json_normalize([{"job_id": reply.row["job_id"], "lag_s": lag, "error": reply.error}
-                                     | reply.products for reply, lag in replies])
+    arrival, deadline = _checked_times(arrival_s, deadline_s, jobs)
+    requests = [_request(job, method, target) | {"scheduled_s": at, "deadline_s": limit}
+                for job, at, limit in zip(jobs.to_dict("records"), arrival.tolist(), deadline.tolist(), strict=True)]
+    answers = []
+    _run_in_thread(_send_all(requests, target, answers), answers, tqdm(total=len(jobs), disable=not progress))
+    rows, products = zip(*sorted(answers, key=lambda answer: answer[0]["job_id"]), strict=True)
+    table, products = job_table(pd.DataFrame(rows)), pd.json_normalize(products)
+    table.attrs["generator_limited"] = _is_limited(products["lag_s"], arrival)
+    return table, products
 
 
-async def _send_all(requests: list[dict], target: Dispatcher, replies: list) -> None:
+async def _send_all(requests: list[dict], target: Dispatcher, answers: list) -> None:
     target.reset()
     try:
         async with asyncio.TaskGroup() as group:
             for request in requests:
-                await asyncio.sleep(max(0.0, target.zero_s + request["scheduled_s"] - time.monotonic()))
-                group.create_task(_send(request, target, replies))
+                await asyncio.sleep(target.zero_s + request["scheduled_s"] - time.monotonic())
+                group.create_task(_send(request, target, answers))
     finally:
         await target.drain()
 
 
-async def _send(request: dict, target: Dispatcher, replies: list) -> None:
+async def _send(request: dict, target: Dispatcher, answers: list) -> None:
     lag = time.monotonic() - target.zero_s - request["scheduled_s"]
     reply = await target.submit(**request)
     if reply.row["outcome"] in ("completed", "failed"):
         reply.row["reply_s"] = time.monotonic() - target.zero_s
-    replies.append((reply, lag))
+    answers.append((reply.row, {"job_id": request["job_id"], "lag_s": lag, "error": reply.error} | reply.products))
 
 
-def _run_in_thread(sending, replies: list, bar: tqdm) -> None:
-    """A notebook's own thread has a running loop already; only this one draws the bar, so that no job waits for it."""
+def _run_in_thread(sending, answers: list, bar: tqdm) -> None:
+    """A notebook's thread has a loop running already; this one draws the bar, so that no job waits for it."""
     loop = asyncio.new_event_loop()
     task = loop.create_task(sending)
+    with bar, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(loop.run_until_complete, task)
+        running.add_done_callback(lambda _: loop.close())
+        try:
+            while not wait([running], timeout=0.3).done:
+                bar.update(len(answers) - bar.n)
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(task.cancel)
+            raise
+        bar.update(len(answers) - bar.n)
+        running.result()
+
+
+def _request(job: dict, method: str | None, target: Dispatcher) -> dict:
+    """A row as arguments of `submit`, which would accept them."""
+    params = {name: value for name, value in job.items() if not (pd.api.types.is_scalar(value) and pd.isna(value))}
+    job_id, workload, method = params.pop("job_id"), params.pop("workload", None), params.pop("method", method)
     try:
-        with bar, ThreadPoolExecutor(1) as pool:
-            running = pool.submit(loop.run_until_complete, task)
-            try:
-                while not wait([running], timeout=0.3).done:
-                    bar.update(len(replies) - bar.n)
-            except KeyboardInterrupt:
-                loop.call_soon_threadsafe(task.cancel)
-                raise
-            running.result()
-            bar.update(len(replies) - bar.n)
-    finally:
-        loop.close()
-
-
-def _request(job: dict, method: str | None) -> tuple[dict, str | None]:
-    given = {name: value for name, value in job.items() if not (pd.api.types.is_scalar(value) and pd.isna(value))}
-    params = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()
-              if name not in NOT_PARAMETERS}
-    return params, given.get("method", method)
-
-
-def _check(target: Dispatcher, job_id: int, params: dict, method: str | None) -> None:
-    try:
+        if workload != target.name:
+            raise ValueError(f"its workload is {workload!r}, the dispatcher's {target.name!r}")
         target.check(params, method)
     except ValueError as error:
         raise ValueError(f"job {job_id}: {error}") from error
+    return {"job_id": job_id, "params": params, "method": method}
 
 
-def _checked_arrivals(arrival_s, jobs: pd.DataFrame) -> np.ndarray:
-    arrival = np.asarray(arrival_s, float)
-    if len(jobs) == 0 or jobs["job_id"].duplicated().any():
-        raise ValueError(f"{len(jobs)} jobs with {jobs['job_id'].nunique()} different job_id: give each its own")
-    if arrival.ndim != 1 or len(arrival) < len(jobs):
-        raise ValueError(f"{arrival.size} arrivals for {len(jobs)} jobs: give a longer trace or fewer jobs")
-    return check_jobs(arrival[None, :len(jobs)], np.zeros((1, len(jobs))))[0][0]
+def _checked_times(arrival_s, deadline_s, jobs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    arrival, n = np.asarray(arrival_s, float), len(jobs)
+    if n == 0 or jobs["job_id"].duplicated().any():
+        raise ValueError(f"{n} jobs with {jobs['job_id'].nunique()} different job_id: give each its own")
+    if arrival.ndim != 1 or len(arrival) < n:
+        raise ValueError(f"{arrival.size} arrivals for {n} jobs: give a longer trace or fewer jobs")
+    deadline = np.broadcast_to(np.asarray(np.inf if deadline_s is None else deadline_s, float), n)
+    if not (deadline >= 0).all():
+        raise ValueError(f"deadline_s {deadline_s} must be seconds >= 0, one for all jobs or one each")
+    return check_jobs(arrival[None, :n], np.zeros((1, n)))[0][0], deadline
 
 
-def _is_limited(lags: list[float], arrival: np.ndarray) -> bool:
-    late, allowed = np.quantile(lags, 0.99), max(LAG_S, LAG_SHARE * np.ptp(arrival) / max(1, len(arrival) - 1))
+def _is_limited(lag_s: pd.Series, arrival: np.ndarray) -> bool:
+    late, allowed = lag_s.quantile(0.99), max(LAG_S, LAG_SHARE * np.ptp(arrival) / max(1, len(arrival) - 1))
     if late > allowed:
-        warnings.warn(f"the load generator was late: 1 % of the jobs by more than {late:.3f} s ({allowed:.3f} are "
-                      "allowed); the machine is too busy, or the load too high, for this run to be open-loop",
-                      stacklevel=3)
+        warnings.warn(f"the load generator was late: by {late:.3f} s at the 99th percentile, {allowed:.3f} s allowed; "
+                      "ease the machine or the load, or take this run as limited by its generator", stacklevel=3)
     return bool(late > allowed)
