@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from stlib.experiment.measurement import LABELS
+from stlib.experiment.measurement import run_on
 from stlib.queueing.simulation import replication_interval
 
 
@@ -27,13 +27,16 @@ def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int)
     """
     if blocks > len(jobs):
         raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
-    records, rows = jobs.to_dict("records"), []
+    records, rows = jobs.assign(method=method, threads=1).to_dict("records"), []
+    runs = [run_on(lambda _, handle=handle: handle) for handle in handles]
     for block, part in enumerate(tqdm(np.array_split(np.arange(len(jobs)), blocks), desc=f"contention, {method}")):
         levels = range(1, len(handles) + 1)
         for busy in levels if block % 2 == 0 else reversed(levels):
-            with _kept_busy(handles[1:busy], records, method, int(part[-1]) + 1):
-                rows += [{"method": method, "job_id": records[i]["job_id"], "block": block, "busy": busy}
-                         | _timed(handles[0], records[i], method) for i in part]
+            with _kept_busy(runs[1:busy], records, int(part[-1]) + 1):
+                for i in part:
+                    at_s, products = time.monotonic(), runs[0](records[i])
+                    rows.append({"method": method, "job_id": records[i]["job_id"], "block": block, "busy": busy,
+                                 "run_s": products["run_s"], "probe_s": products["probe_after_s"], "at_s": at_s})
     return pd.DataFrame(rows)
 
 
@@ -88,6 +91,7 @@ class Speed:
 
     def to_json(self, path: str | Path) -> Path:
         """Write as JSON."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
         return Path(path)
 
@@ -105,26 +109,17 @@ def _extended(measured: dict[str, list[float]], method: str, k: int) -> np.ndarr
     return np.array([1.0, *values[:k], *[values[-1]] * (k - len(values))])
 
 
-def _timed(handle, record: dict, method: str) -> dict:
-    import ray
-
-    params = {name: value for name, value in record.items() if name not in LABELS and value is not None}
-    at_s, products = time.monotonic(), ray.get(handle.run.remote(params, method))[1]
-    return {"run_s": products["run_s"], "probe_s": products["probe_after_s"], "at_s": at_s}
-
-
 @contextmanager
-def _kept_busy(handles, records: list[dict], method: str, start: int):
-    """Each of `handles` does one job of the list after another, from `start` on, until the block ends."""
+def _kept_busy(runs, records: list[dict], start: int):
+    """Each of the replicas behind `runs` does one job of the list after another, from `start` on, until the end."""
     stop = threading.Event()
 
-    def work(handle, first):
-        jobs = islice(cycle(records), first, None)
+    def work(run, jobs):
         while not stop.is_set():
-            _timed(handle, next(jobs), method)
+            run(next(jobs))
 
-    with ThreadPoolExecutor(max_workers=max(1, len(handles))) as pool:
-        working = [pool.submit(work, handle, start + i) for i, handle in enumerate(handles)]
+    with ThreadPoolExecutor(max_workers=max(1, len(runs))) as pool:
+        working = [pool.submit(work, run, islice(cycle(records), start + i, None)) for i, run in enumerate(runs)]
         try:
             yield
         finally:
