@@ -105,8 +105,7 @@ def mean_work_s(model: ServiceTimeModel, mix: JobMix, method: str, probes: float
 
 def finished(results: Path, number: int) -> list[Path]:
     """The folders of a cell's finished runs, in their order."""
-    runs = (results / "served").glob(f"cell_{number}_run_*")
-    return sorted(runs, key=_run)
+    return sorted((results / "served").glob(f"cell_{number}_run_*"), key=_run)
 
 
 def read_cell(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -136,21 +135,22 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
     if kept and not again:
         return kept[-1]
-    shared = _shared(results, cell)
+    shared, made = _shared(results, cell), provenance()
+    work_s, baseline_s = mean_work_s(model, mix, cell.method, probes=1), mean_work_s(model, mix, campaign.baseline)
+    capacity = k * speed.of(cell.method, k)[k] / work_s  # jobs a second at factor 1
     handles = [replica_of(i) for i in range(k)]
     factor = _probed_factor(handles[0], model)
-    load_s = mean_work_s(model, mix, cell.method, probes=1) * factor**model.gamma / (k * speed.of(cell.method, k)[k])
-    plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho / load_s), "n_jobs": campaign.n_jobs,
-            "seed": campaign.seed + number} | shared
+    capacity /= factor**model.gamma
+    plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * capacity),
+            "n_jobs": campaign.n_jobs, "seed": campaign.seed + number} | shared
     jobs, arrival_s, lam = drawn(mix, **plan)
-    estimate = estimator(model, factor)
-    table, products, queue = serve(jobs, arrival_s, cell, handles, estimate)
-    baseline_s = mean_work_s(model, mix, campaign.baseline)
-    made = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan, "lam": lam,
-            "rho": lam * load_s, "factor": factor, "slo_s": [round(f * baseline_s, 2) for f in campaign.slo_factors],
-            "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": provenance(),
-            "generator_limited": bool(table.attrs.get("generator_limited", False))}
-    return _keep(results, made, {"served": table, "jobs": jobs, "products": products})
+    table, products, queue = serve(jobs, arrival_s, cell, handles, estimator(model, factor))
+    record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
+              "lam": lam, "rho": lam / capacity, "factor": factor,
+              "slo_s": [round(times * baseline_s, 2) for times in campaign.slo_factors],
+              "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": made,
+              "generator_limited": bool(table.attrs.get("generator_limited", False))}
+    return _keep(results, record, {"served": table, "jobs": jobs, "products": products})
 
 
 def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:
@@ -220,13 +220,13 @@ def _run(folder: Path) -> int:
     return int(folder.name.rsplit("_", 1)[1])
 
 
-def _keep(results: Path, made: dict, tables: dict[str, pd.DataFrame]) -> Path:
+def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame]) -> Path:
     """Write the folder of a cell under another name first, so that it is there whole or not at all."""
-    folder = results / "served" / f"cell_{made['cell']}_run_{made['run']}"
+    folder = results / "served" / f"cell_{record['cell']}_run_{record['run']}"
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for name, table in tables.items():
         table.to_parquet(unfinished / f"{name}.parquet", index=False)
-    (unfinished / "cell.json").write_text(json.dumps(made, indent=1, default=float) + "\n")
+    (unfinished / "cell.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
     return unfinished.rename(folder)
