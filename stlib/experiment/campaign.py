@@ -170,6 +170,7 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple
     from stlib.serving.dispatcher import Dispatcher
     from stlib.serving.replay import replay
 
+    estimate = estimate if cell.routing == "least_work" else None  # a millisecond of the dispatcher's time a job
     with Dispatcher("story", cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
                     handles=handles) as dispatcher:
         table, products = replay(jobs, arrival_s, dispatcher)
