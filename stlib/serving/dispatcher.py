@@ -127,6 +127,7 @@ class Dispatcher:
         """Start the replicas side by side and wait until all are loaded; raises as `start_replica`."""
         if self._given is None:
             start_ray()
+            _check_slots(len(self.servers))
             with ThreadPoolExecutor(len(self.servers)) as pool:
                 self._own = list(pool.map(lambda _: self._start_one(), self.servers))
         for server, handle in zip(self.servers, self._given or self._own, strict=True):
@@ -337,6 +338,16 @@ class Dispatcher:
         if known and method not in known:
             raise ValueError(f"unknown method {method!r}: choose one of {', '.join(known)}")
         return self.menu[method] if self.menu else {"method": method}
+
+
+def _check_slots(replicas: int) -> None:
+    """Otherwise the wait for a replica without a slot would last minutes."""
+    import ray
+
+    slots = ray.cluster_resources().get("CPU", 0)
+    if replicas > slots:
+        raise ValueError(f"replicas = {replicas}: Ray has {slots:.0f} CPU slots and a replica takes one; start fewer, "
+                         "or a larger cluster")
 
 
 def _text(error: Exception) -> str:

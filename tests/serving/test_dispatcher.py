@@ -72,6 +72,7 @@ CASES += [(routing, 2, {"max_waiting": 1, "deadline_s": 0.09}) for routing in RO
 CASES += [("central", 2, {"policy": [0, 0, 0, 1]}), ("jsq", 2, {"policy": [0, 0, 1]})]
 
 
+@pytest.mark.filterwarnings("ignore:the load generator was late")
 @pytest.mark.parametrize("routing, k, rules", CASES,
                          ids=lambda value: "-".join(value) or "plain" if isinstance(value, dict) else None)
 def test_it_decides_as_the_simulator_does(replicas, routing, k, rules):
@@ -85,7 +86,12 @@ def test_it_decides_as_the_simulator_does(replicas, routing, k, rules):
                         max_waiting=rules.get("max_waiting"), estimate=lambda params, _: estimates[params["seconds"]],
                         **methods)
     with target:
-        served, _ = replay(sleepers(work), arrival, target, deadline_s=rules.get("deadline_s"), progress=False)
+        for _ in range(4):  # a run that the machine disturbed beyond the case's tolerance says nothing about the rules
+            served, products = replay(sleepers(work), arrival, target, deadline_s=rules.get("deadline_s"),
+                                      progress=False)
+            overhead = served["finish_s"] - served["start_s"] - served["service_s"]
+            if max(overhead.max(), products["lag_s"].max()) < 0.01:
+                break
     pd.testing.assert_frame_equal(served[DECIDED].astype(str), expected[DECIDED].astype(str))
     assert served["finish_s"].max() == pytest.approx(expected["finish_s"].max(), abs=0.1)
 
