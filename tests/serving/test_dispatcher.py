@@ -29,6 +29,7 @@ def sleepers(seconds) -> pd.DataFrame:
 @cache
 def start_sleepers() -> list:
     """Three loaded replicas, with slots for three more; the machine may have fewer cores, but sleeping takes none."""
+    ray.shutdown()
     ray.init(num_cpus=6, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
              _node_ip_address="127.0.0.1", object_store_memory=2**27)
     return [server.handle for server in Dispatcher("sleep", 3, menu=MENU).start().servers]

@@ -24,7 +24,8 @@ def sleepers(seconds, **columns) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def replicas():
-    return running_sleepers()[:2]
+    yield running_sleepers()[:2]
+    ray.shutdown()  # other tests start it anew
 
 
 @pytest.fixture
