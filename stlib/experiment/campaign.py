@@ -4,6 +4,7 @@ A cell's folder `served/cell_<n>_run_<m>` has `served.parquet` (the job table), 
 `products.parquet` and `cell.json` (what was run, at which rate, where, and what the dispatcher counted).
 """
 
+import functools
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -161,8 +162,15 @@ def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int
 
 
 def estimator(model: ServiceTimeModel, factor: float):
-    """`estimate(params, method)` for the dispatcher: the model's mean seconds, with one probe."""
-    return lambda params, method: float(model.mean_s(pd.DataFrame([params]), method, factor=factor, probes=1)[0])
+    """`estimate(params, method)` for the dispatcher: the model's mean seconds, with one probe.
+
+    Kept once computed: the dispatcher asks at its check, before any job runs, and again when the job arrives.
+    """
+    @functools.cache
+    def seconds(params: tuple, method: str) -> float:
+        return float(model.mean_s(pd.DataFrame([dict(params)]), method, factor=factor, probes=1)[0])
+
+    return lambda params, method: seconds(tuple(params.items()), method)
 
 
 def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
