@@ -28,7 +28,7 @@ def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int)
     if blocks > len(jobs):
         raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
     records, rows = jobs.assign(method=method, threads=1).to_dict("records"), []
-    runs = [run_on(lambda _, handle=handle: handle) for handle in handles]
+    runs = [run_on(lambda *_, handle=handle: handle) for handle in handles]
     for block, part in enumerate(tqdm(np.array_split(np.arange(len(jobs)), blocks), desc=f"contention, {method}")):
         levels = range(1, len(handles) + 1)
         for busy in levels if block % 2 == 0 else reversed(levels):

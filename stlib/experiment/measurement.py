@@ -14,10 +14,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from stlib import paths
+from stlib.serving.replica import start_replica, stop_replica
 
 # a change here makes kept rows stale
 MEASURED_SOURCES = ("generation", "serving/workload.py", "serving/replica.py", "experiment/measurement.py")
-LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate"}  # not of a job
+LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate",
+          "process"}  # not of a job
 
 
 class Store:
@@ -105,16 +107,41 @@ def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weigh
 def run_on(replica_of: Callable) -> Callable[[dict], dict]:
     """The `run` of `measure` that does a row's job by its `method` on the replica of its `threads`, probes around it.
 
-    replica_of(threads) gives a handle of `start_replica`; cached, it starts one when a row first needs it. A row's
-    other entries, but for LABELS and None, are the job's parameters. The row gets what `Replica.run` measured.
+    replica_of(threads, process) gives a handle of `start_replica`, such as FreshReplicas; process: the row's, or
+    None. A row's other entries, but for LABELS and None, are the job's parameters. The row gets what `Replica.run`
+    measured.
     """
     import ray
 
     def run(row: dict) -> dict:
         params = {name: value for name, value in row.items() if name not in LABELS and value is not None}
-        return ray.get(replica_of(row["threads"]).run.remote(params, row["method"]))[1]
+        return ray.get(replica_of(row["threads"], row.get("process")).run.remote(params, row["method"]))[1]
 
     return run
+
+
+class FreshReplicas:
+    """Replicas by their threads, started when first asked for; all end when another process is asked for.
+
+    A process keeps the memory it was given, and with it about a percent of its speed, for its life: runs that are to
+    speak for any process are spread over many.
+    """
+
+    def __init__(self, workload: str):
+        self.workload, self.process, self.handles = workload, None, {}
+
+    def __call__(self, threads: int, process: int | None = None):
+        if process != self.process:
+            self.stop()
+            self.process = process
+        if threads not in self.handles:
+            self.handles[threads] = start_replica(self.workload, threads=threads)
+        return self.handles[threads]
+
+    def stop(self) -> None:
+        """End the replicas."""
+        while self.handles:
+            stop_replica(self.handles.popitem()[1])
 
 
 def export(rows: pd.DataFrame, path: str | Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from stlib import paths
-from stlib.experiment.measurement import Store, export, measure, provenance, reference, run_on
+from stlib.experiment.measurement import FreshReplicas, Store, export, measure, provenance, reference, run_on
 from stlib.serving.replica import start_replica
 
 
@@ -99,7 +99,7 @@ def test_rows_are_run_on_the_replica_of_their_threads(tmp_path):
     started = []
 
     @functools.cache
-    def replica_of(threads):
+    def replica_of(threads, process=None):
         started.append(threads)
         return start_replica("sleep", threads=threads, menu={"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}})
 
@@ -112,6 +112,17 @@ def test_rows_are_run_on_the_replica_of_their_threads(tmp_path):
     assert started == [1]
     assert (rows["run_s"] >= [0.01, 0.05, 0.01]).all() and (rows["service_s"] > rows["run_s"]).all()
     assert (rows["probe_s"] > 0).all()
+
+
+def test_another_process_is_another_replica():
+    replica_of, pids = FreshReplicas("sleep"), []
+    try:
+        for process in (0, 0, 1):
+            pids.append(ray.get(replica_of(1, process).about.remote())["pid"])
+    finally:
+        replica_of.stop()
+        ray.shutdown()
+    assert pids[0] == pids[1] != pids[2]
 
 
 CAMPAIGN = """
