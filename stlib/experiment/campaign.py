@@ -222,7 +222,7 @@ def _probed_factor(handle, model: ServiceTimeModel) -> float:
     """The machine's factor while nothing else runs."""
     import ray
 
-    return float(np.mean([model.factor(ray.get(handle.call.remote("probe"))) for _ in range(N_PROBES)]))
+    return float(np.exp(np.mean([np.log(model.factor(ray.get(handle.call.remote("probe")))) for _ in range(N_PROBES)])))
 
 
 def _run(folder: Path) -> int:

@@ -6,8 +6,9 @@ Job i by method m at machine factor f_i takes
 
 x: physical terms (`job_terms`), their costs beta_m estimated by least squares on the relative error: a run's standard
 deviation is proportional to its mean, so each row weighs 1 / mean**2, the means those of the fit itself (iteratively
-reweighted). f: the machine factor, the probe's seconds over their mean in the experiment; its exponent gamma is the
-slope of the log residual on log f. r: the residual's law, kept as quantiles. log f follows an AR(1) over jobs.
+reweighted). f: the machine factor, the level behind the probes over their geometric mean in the experiment; its
+exponent gamma is the slope of the log residual on log f. r: the residual's law, kept as quantiles. log f follows an
+AR(1) over jobs.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stlib.experiment.machine_factor import draw_ar1, fit_ar1, lag_correlation
+from stlib.experiment.machine_factor import Level, draw_ar1, fit_level, lag_correlation, smoothed
 from stlib.experiment.regression import hc3, independent, slope_se, solve
 
 PIXELS = 128  # the image terms are in units of one picture of this side
@@ -74,9 +75,10 @@ class ServiceTimeModel:
 
     terms: names, `beta` their costs in seconds at factor 1, `covariance` of beta (HC3); "steps[parallel]" is a term
     of one method. gamma, gamma_se: the factor's exponent. residual: quantiles of r at LEVELS. residual_lag1: its
-    correlation from one run to the next. phi, factor_sd: AR(1) of log f. probe_s: the probe at factor 1,
-    probe_cost_s: what one probe takes in all. ranges: smallest and largest value fitted, of image_size and passes.
-    tokens_run: for "panels, llm_tokens" the sorted numbers of tokens that natural jobs decoded.
+    correlation from one run to the next. level: of log f, in time; phi: its correlation from one run to the next.
+    probe_s: the probe at factor 1, probe_cost_s: what one probe takes in all. ranges: smallest and largest value
+    fitted, of image_size and passes. tokens_run: for "panels, llm_tokens" the sorted numbers of tokens that natural
+    jobs decoded.
     """
 
     methods: tuple[str, ...]
@@ -87,8 +89,8 @@ class ServiceTimeModel:
     gamma_se: float
     residual: np.ndarray
     residual_lag1: float
+    level: Level
     phi: float
-    factor_sd: float
     probe_s: float
     probe_cost_s: float
     ranges: dict
@@ -111,8 +113,9 @@ class ServiceTimeModel:
         names, x = [names[i] for i in kept], x[:, kept]
         if len(rows) <= x.shape[1]:
             raise ValueError(f"{len(rows)} rows for {x.shape[1]} parameters: measure more runs")
-        y, probe_s = _column(rows, "run_s"), float(rows["probe_s"].mean())
-        log_factor = np.log(_column(rows, "probe_s") / probe_s)
+        y, at_s, log_probe = _column(rows, "run_s"), _column(rows, "at_s"), np.log(_column(rows, "probe_s"))
+        level = fit_level(log_probe, at_s)
+        log_factor = smoothed(log_probe - log_probe.mean(), at_s, level)
         beta, gamma = solve(x, y, log_factor)
         mean = x @ beta
         ratio = y / (mean * np.exp(gamma * log_factor))
@@ -120,14 +123,23 @@ class ServiceTimeModel:
         residual = np.quantile(1 + (ratio - 1) * spread, LEVELS)
         return cls(methods, tuple(names), beta, hc3(x / mean[:, None], ratio - 1), gamma,
                    slope_se(log_factor, ratio), residual / _moment(residual, 1),
-                   lag_correlation(ratio - 1, rows["at_s"]), *fit_ar1(log_factor, rows["at_s"]), probe_s,
+                   lag_correlation(ratio - 1, at_s), level,
+                   float(np.exp(-np.median(np.diff(np.sort(at_s))) / level.tau_s)), float(np.exp(log_probe.mean())),
                    rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
                    {name: [float(v.min()), float(v.max())] for name, v in _ranged(rows).items()}, len(rows),
                    _token_law(tokens))
 
-    def factor(self, probe_s):
-        """The machine factor of probes taken while no other replica is busy."""
-        return np.asarray(probe_s, float) / self.probe_s
+    def factor(self, probe_s, at_s=None) -> np.ndarray:
+        """The machine factor of probes taken while no other replica is busy, (n,).
+
+        at_s: (n,), seconds, when their jobs started: then the probes' noise is smoothed away, each job's factor being
+        the expected level given the probes of all. Left out: the ratio as it is.
+        """
+        ratio = np.asarray(probe_s, float) / self.probe_s
+        if at_s is None:
+            return ratio
+        mean = np.log(ratio).mean()  # their own: a sequence may be slower as a whole
+        return np.exp(mean + smoothed(np.log(ratio) - mean, at_s, self.level))
 
     def mean_s(self, jobs: pd.DataFrame, method: str, factor=1.0, probes=0.0) -> np.ndarray:
         """Mean seconds of each job by `method`, one name or one a job, (n,).
@@ -165,9 +177,8 @@ class ServiceTimeModel:
         return MixMoments(first, float(np.sqrt(x @ self.covariance @ x)), second / first**2 - 1, third)
 
     def factor_path(self, n: int, rng: np.random.Generator, draws: int | None = None) -> np.ndarray:
-        """Machine factors of n jobs in a row, (n,) or (draws, n), mean 1: a stationary AR(1) of the logarithm."""
-        path = draw_ar1(n, self.phi, self.factor_sd, rng, 1 if draws is None else draws)
-        path = np.exp(path - self.factor_sd**2 / 2)
+        """Machine factors of n jobs in a row, (n,) or (draws, n): a stationary AR(1) of the logarithm, its mean 0."""
+        path = np.exp(draw_ar1(n, self.phi, self.level.sd, rng, 1 if draws is None else draws))
         return path[0] if draws is None else path
 
     def coefficients(self) -> pd.DataFrame:
@@ -193,8 +204,9 @@ class ServiceTimeModel:
     def from_json(cls, path: str | Path) -> "ServiceTimeModel":
         """Read a model that `to_json` wrote."""
         model = cls(**json.loads(Path(path).read_text()))
-        return replace(model, methods=tuple(model.methods), terms=tuple(model.terms), beta=np.array(model.beta),
-                       covariance=np.array(model.covariance), residual=np.array(model.residual))
+        arrays = {name: np.array(getattr(model, name)) for name in ("beta", "covariance", "residual")}
+        tuples = {name: tuple(getattr(model, name)) for name in ("methods", "terms")}
+        return replace(model, level=Level(*model.level), **tuples, **arrays)
 
     def _cost(self, term: str) -> float:
         return dict(zip(self.terms, self.beta, strict=True)).get(term, 0.0)

@@ -1,29 +1,54 @@
-"""The machine's speed over time: its autocorrelation, and the AR(1) of the logarithm of the machine factor."""
+"""The machine's speed over time: the level behind noisy probes, paths of it, and autocorrelation.
+
+The logarithm of the machine factor is taken to be an Ornstein-Uhlenbeck process, an AR(1) in continuous time. A probe
+shows it through noise of its own; taken as it is, a noisy covariate biases its slope toward zero.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize
 
 MAX_GAP_S = 30.0  # runs further apart are not neighbours in time
+CHUNK = 500  # probes smoothed together
 
 
-def lag_correlation(values, at_s, lag: int = 1) -> float:
-    """Correlation of `values` with those `lag` runs later, over runs that followed each other within MAX_GAP_S a run.
+class Level(NamedTuple):
+    """The level's standard deviation, the time in which its correlation falls to 1/e, a probe's noise (logarithms)."""
 
-    values, at_s: (n,), in any order; at_s: seconds, when each was measured.
-    """
-    early, late = _lagged(np.asarray(values, float), np.asarray(at_s, float), lag)
-    return float(np.mean(early * late) / np.var(values))
+    sd: float
+    tau_s: float
+    noise: float
 
 
-def fit_ar1(log_factor: np.ndarray, at_s) -> tuple[float, float]:
-    """phi and standard deviation of an AR(1) seen through white noise.
+def fit_level(log_probe: np.ndarray, at_s) -> Level:
+    """The level and the noise of probes about their mean by maximum likelihood, normal; log_probe, at_s: (n,)."""
+    y, at_s = log_probe - np.mean(log_probe), np.asarray(at_s, float)
+    if not y.any():
+        return Level(0.0, 1.0, 0.0)
 
-    phi is the ratio of the autocovariances at lags two and one, which noise of the probe itself leaves alone.
-    """
-    covariance = [float(np.prod(_lagged(log_factor, np.asarray(at_s, float), lag), axis=0).mean()) for lag in (1, 2)]
-    deviation = float(np.std(log_factor))
-    if min(covariance) <= 0:
-        return 0.0, deviation
-    return min(covariance[1] / covariance[0], 0.99), deviation
+    def loss(parameters):
+        level = Level(*np.exp(parameters))
+        total = 0.0
+        for part in _chunks(at_s):
+            lower = np.linalg.cholesky(_covariance(level, at_s[part]) + level.noise**2 * np.eye(len(part)))
+            total += np.sum(np.linalg.solve(lower, y[part]) ** 2) / 2 + np.log(np.diag(lower)).sum()
+        return total
+
+    spread, gap_s = y.std() / np.sqrt(2), np.median(np.diff(np.sort(at_s)))
+    found = minimize(loss, np.log([spread, 5 * gap_s, spread]), method="Nelder-Mead",
+                     bounds=[(np.log(spread / 100), None), (np.log(gap_s / 10), None), (np.log(spread / 100), None)],
+                     options={"xatol": 0.02, "fatol": 0.02})
+    return Level(*np.exp(found.x).tolist())
+
+
+def smoothed(log_probe: np.ndarray, at_s, level: Level) -> np.ndarray:
+    """The level's conditional expectation at each probe's time, given all probes, (n,); log_probe about its mean."""
+    out, at_s = np.zeros(len(log_probe)), np.asarray(at_s, float)
+    for part in _chunks(at_s) if level.sd > 0 else ():
+        covariance = _covariance(level, at_s[part])
+        out[part] = covariance @ np.linalg.solve(covariance + level.noise**2 * np.eye(len(part)), log_probe[part])
+    return out
 
 
 def draw_ar1(n: int, phi: float, deviation: float, rng: np.random.Generator, draws: int) -> np.ndarray:
@@ -35,9 +60,21 @@ def draw_ar1(n: int, phi: float, deviation: float, rng: np.random.Generator, dra
     return path.T
 
 
-def _lagged(values, at_s, lag):
-    """Centred values and those `lag` runs later, of neighbours in time."""
+def lag_correlation(values, at_s, lag: int = 1) -> float:
+    """Correlation of `values` with those `lag` runs later, over runs that followed each other within MAX_GAP_S a run.
+
+    values, at_s: (n,), in any order; at_s: seconds, when each was measured.
+    """
     order = np.argsort(at_s, kind="stable")
-    at_s, values = at_s[order], values[order] - values.mean()
+    at_s, values = np.asarray(at_s, float)[order], np.asarray(values, float)[order] - np.mean(values)
     near = at_s[lag:] - at_s[:-lag] < lag * MAX_GAP_S
-    return values[:-lag][near], values[lag:][near]
+    return float(np.mean(values[:-lag][near] * values[lag:][near]) / np.var(values))
+
+
+def _chunks(at_s: np.ndarray) -> list[np.ndarray]:
+    """The indices of neighbours in time, at most CHUNK in a part."""
+    return np.array_split(np.argsort(at_s, kind="stable"), -(-len(at_s) // CHUNK))
+
+
+def _covariance(level: Level, at_s: np.ndarray) -> np.ndarray:
+    return level.sd**2 * np.exp(-np.abs(at_s[:, None] - at_s) / level.tau_s)

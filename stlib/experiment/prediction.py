@@ -85,7 +85,7 @@ def with_probes(arrival_s, work_s, probe_s, estimate_s, k: int, rng, **options) 
 
 
 def machine_factors(table: pd.DataFrame, products: pd.DataFrame, model: ServiceTimeModel, ratios) -> np.ndarray:
-    """Each job's machine factor (n,): the mean of its probes, each over the fit's with as many replicas busy.
+    """Each job's machine factor (n,), from the means of its probes, each over its ratio with as many replicas busy.
 
     ratios: (k + 1,), the probe's seconds by number of busy replicas, over those alone. The probe before a job is its
     own if it ran two, else the one that ended the job before on its replica. table and products by job_id.
@@ -93,9 +93,9 @@ def machine_factors(table: pd.DataFrame, products: pd.DataFrame, model: ServiceT
     order = table["start_s"].argsort().to_numpy()
     last = products["busy_finish"].iloc[order].groupby(table["replica"].iloc[order]).shift().reindex(table.index)
     before = products["busy_start"].where((products["probes"] == 2) | last.isna(), last).astype(int)
-    factors = [model.factor(products[f"probe_{when}_s"]) / np.asarray(ratios)[busy.astype(int)]
-               for when, busy in (("before", before), ("after", products["busy_finish"]))]
-    return np.mean(factors, axis=0)
+    probes = [products[f"probe_{when}_s"] / np.asarray(ratios)[busy.astype(int)]
+              for when, busy in (("before", before), ("after", products["busy_finish"]))]
+    return model.factor(np.mean(probes, axis=0), table["start_s"])
 
 
 def predict_cell(folder: Path, model: ServiceTimeModel, speed: Speed, *, draws: int = 1000,

@@ -6,7 +6,7 @@ import pytest
 
 from stlib.experiment import ServiceTimeModel
 from stlib.experiment.design import full_factorial
-from stlib.experiment.machine_factor import lag_correlation
+from stlib.experiment.machine_factor import fit_level, lag_correlation, smoothed
 
 CV, GAMMA, PHI = 0.07, 0.9, 0.8
 LEVELS = {"method": ["sequential", "parallel"], "n_panels": [1, 2, 4], "steps": [6, 12, 20], "llm_tokens": [4, 16],
@@ -63,8 +63,29 @@ def test_the_machine_and_the_residual_are_found(model):
     assert model.phi == pytest.approx(PHI, abs=0.1)
     path = model.factor_path(300, np.random.default_rng(0), draws=2000)
     assert path.shape == (2000, 300) and model.factor_path(5, np.random.default_rng(0)).shape == (5,)
-    assert np.std(np.log(path)) == pytest.approx(model.factor_sd, rel=0.03)
-    assert path.mean() == pytest.approx(1, abs=4 * path.mean(axis=1).std() / np.sqrt(2000))
+    assert np.std(np.log(path)) == pytest.approx(model.level.sd, rel=0.03)
+    assert np.log(path).mean() == pytest.approx(0, abs=4 * np.log(path).mean(axis=1).std() / np.sqrt(2000))
+
+
+def test_noise_of_the_probe_does_not_bias_its_exponent():
+    rng = np.random.default_rng(6)
+    rows = simulated_rows(rng)
+    seen = rows["probe_s"] * np.exp(0.07 * rng.standard_normal(len(rows)))
+    model = ServiceTimeModel.fit(rows.assign(probe_s=seen))
+    assert abs(model.gamma - GAMMA) < 4 * model.gamma_se
+    assert model.level.noise == pytest.approx(0.07, rel=0.15)
+    assert model.level.sd == pytest.approx(0.1, rel=0.25)
+    assert model.level.tau_s == pytest.approx(-1 / np.log(PHI), rel=0.4)
+    level, truth = np.log(model.factor(seen, rows["at_s"])), np.log(rows["probe_s"])
+    assert np.std(level - truth) < 0.8 * 0.07  # nearer the truth than the probe is
+
+
+def test_a_long_sequence_is_smoothed_in_parts():
+    rng, at_s = np.random.default_rng(7), np.arange(1200) * 1.0
+    level = np.repeat([-0.1, 0.1, -0.1], 400)
+    seen = level + 0.05 * rng.standard_normal(1200)
+    found = smoothed(seen, at_s, fit_level(seen, at_s))
+    assert np.std(found - level) < 0.02
 
 
 def test_coefficients_cover_the_truth(model):
@@ -97,7 +118,7 @@ def test_prediction_intervals_cover_new_runs(model):
     fresh = simulated_rows(np.random.default_rng(8), repeats=1)
     inside = 0
     for method, part in fresh.groupby("method"):
-        low, high = model.prediction_interval(part, method, factor=model.factor(part["probe_s"].to_numpy()))
+        low, high = model.prediction_interval(part, method, factor=model.factor(part["probe_s"], part["at_s"]))
         inside += int(((part["run_s"] >= low) & (part["run_s"] <= high)).sum())
     share, error = inside / len(fresh), np.sqrt(0.95 * 0.05 / len(fresh))
     assert abs(share - 0.95) < 4 * error

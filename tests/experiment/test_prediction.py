@@ -136,8 +136,9 @@ def test_formula_is_exact_in_the_long_run(model):
 def test_machine_factors_divide_out_contention(model):
     _, table, _, products = serve(a_cell(model, replicas=2, seed=3), model, np.random.default_rng(3))
     factors = machine_factors(table, products, model, SPEED.probe_ratios("sequential", 2))
-    assert np.allclose(factors, table["probe_s"])  # where the simulation keeps the truth
-    assert not np.allclose(machine_factors(table, products, model, np.ones(3)), table["probe_s"])
+    error = np.log(factors / table["probe_s"])  # the simulation keeps the truth there
+    assert abs(error.mean()) < 0.01 and error.std() < 0.03
+    assert np.log(machine_factors(table, products, model, np.ones(3)) / table["probe_s"]).mean() > 0.05
 
 
 def test_after_idle_by_hand():
