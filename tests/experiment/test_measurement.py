@@ -11,7 +11,7 @@ import ray
 
 from stlib import paths
 from stlib.experiment.measurement import FreshReplicas, Store, export, measure, provenance, reference, run_on
-from stlib.serving.replica import start_replica
+from stlib.serving.replica import start_ray, start_replica, stop_replica
 
 
 def counting_run(calls):
@@ -95,33 +95,41 @@ def test_a_reference_that_is_not_there_is_named():
         reference("nonsense")
 
 
-def test_rows_are_run_on_the_replica_of_their_threads(tmp_path):
-    started = []
+@pytest.fixture(scope="module")
+def running_ray():
+    start_ray()
+    yield
+    ray.shutdown()
+
+
+def test_rows_are_run_on_the_replica_of_their_threads(running_ray, tmp_path):
+    started, handles = [], []
 
     @functools.cache
     def replica_of(threads, process=None):
         started.append(threads)
-        return start_replica("sleep", threads=threads, menu={"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}})
+        handles.append(start_replica("sleep", threads=threads,
+                                     menu={"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}}))
+        return handles[-1]
 
     plan = pd.DataFrame({"method": ["nap", "sleep", "nap"], "threads": 1, "block": 0, "replicate": [0, 0, 1]})
     try:
         rows = measure(plan, run_on(replica_of), Store(tmp_path / "rows.jsonl"), "none")
         measure(plan, run_on(replica_of), Store(tmp_path / "rows.jsonl"), "none")
     finally:
-        ray.shutdown()
+        stop_replica(handles.pop())
     assert started == [1]
     assert (rows["run_s"] >= [0.01, 0.05, 0.01]).all() and (rows["service_s"] > rows["run_s"]).all()
     assert (rows["probe_s"] > 0).all()
 
 
-def test_another_process_is_another_replica():
+def test_another_process_is_another_replica(running_ray):
     replica_of, pids = FreshReplicas("sleep"), []
     try:
         for process in (0, 0, 1):
             pids.append(ray.get(replica_of(1, process).about.remote())["pid"])
     finally:
         replica_of.stop()
-        ray.shutdown()
     assert pids[0] == pids[1] != pids[2]
 
 
