@@ -96,7 +96,15 @@ def test_a_late_generator_is_told(pair, monkeypatch):
     assert table.attrs["generator_limited"] and products["lag_s"].max() > 0.05
 
 
-def test_ctrl_c_cancels_what_waits_and_leaves_the_dispatcher_able_to_work(pair):
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell's background jobs, and so their tests, ignore it otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_cancels_what_waits_and_leaves_the_dispatcher_able_to_work(pair, heeds_ctrl_c):
     threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         replay(sleepers([0.6] * 10), np.arange(10) / 20, pair)
