@@ -60,8 +60,8 @@ def code_lines(file: Path) -> int:
 
 
 def test_library_stays_thin():
-    sizes = {file.name: code_lines(file) for file in LIBRARY}
-    assert sum(sizes.values()) <= 3600, sizes
+    sizes = {str(file.relative_to(paths.ROOT)): code_lines(file) for file in LIBRARY}
+    assert sum(sizes.values()) <= 3650, sizes
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
