@@ -85,6 +85,12 @@ class Speed:
         """speed (k + 1,) as the simulator takes it; beyond the replicas measured, the last measured one."""
         return _extended(self.speed, method, k)
 
+    def relative_se(self, method: str, k: int) -> float:
+        """Standard error of the speed of k busy replicas, relative; 0 where no interval was measured."""
+        measured = self.interval.get(method, [[1.0, 1.0]])
+        low, high = measured[min(k, len(measured)) - 1]
+        return float(np.log(high / low) / (2 * 1.96))
+
     def probe_ratios(self, method: str, k: int) -> np.ndarray:
         """The probe's ratios (k + 1,), by the number of busy replicas; likewise."""
         return _extended(self.probe_ratio, method, k)

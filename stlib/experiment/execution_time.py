@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from stlib.experiment.machine_factor import Level, draw_ar1, fit_level, lag_correlation, smoothed
-from stlib.experiment.regression import hc3, independent, slope_se, solve
+from stlib.experiment.regression import between_sd, hc3, independent, slope_se, solve
 
 PIXELS = 128  # the image terms are in units of one picture of this side
 LEVELS = np.linspace(0, 1, 201)  # at which the residual's quantiles are kept
@@ -75,7 +75,8 @@ class ServiceTimeModel:
 
     terms: names, `beta` their costs in seconds at factor 1, `covariance` of beta (HC3); "steps[parallel]" is a term
     of one method. gamma, gamma_se: the factor's exponent. residual: quantiles of r at LEVELS. residual_lag1: its
-    correlation from one run to the next. level: of log f, in time; phi: its correlation from one run to the next.
+    correlation from one run to the next. process_sd: of the logarithm of the speed that a process has for its life, in
+    the residual too. level: of log f, in time; phi: its correlation from one run to the next.
     probe_s: the probe at factor 1, probe_cost_s: what one probe takes in all. ranges: smallest and largest value
     fitted, of image_size and passes. tokens_run: for "panels, llm_tokens" the sorted numbers of tokens that natural
     jobs decoded.
@@ -96,14 +97,16 @@ class ServiceTimeModel:
     ranges: dict
     n_rows: int
     tokens_run: dict
+    process_sd: float = 0.0
 
     @classmethod
     def fit(cls, rows: pd.DataFrame, tokens: pd.DataFrame | None = None) -> "ServiceTimeModel":
         """Fit to measured runs, one row a run: the job's parameters, `method`, `run_s`, `probe_s`, `at_s`.
 
         All rows of one number of `threads`, their LLM decoding an exact number of tokens (or none). A constant
-        `probe_s` leaves the factor out. tokens: rows of natural jobs (n_panels, llm_tokens, tokens_run), from prompts
-        of their own. Terms that the rows cannot tell from earlier ones are left out.
+        `probe_s` leaves the factor out. `process`, if there, tells their replicas apart. tokens: rows of natural jobs
+        (n_panels, llm_tokens, tokens_run), from prompts of their own. Terms that the rows cannot tell from earlier
+        ones are left out.
         Raises ValueError for fewer rows than parameters, NaN, mixed threads, or natural jobs among the rows.
         """
         _check_rows(rows)
@@ -127,7 +130,7 @@ class ServiceTimeModel:
                    float(np.exp(-np.median(np.diff(np.sort(at_s))) / level.tau_s)), float(np.exp(log_probe.mean())),
                    rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
                    {name: [float(v.min()), float(v.max())] for name, v in _ranged(rows).items()}, len(rows),
-                   _token_law(tokens))
+                   _token_law(tokens), between_sd(np.log(ratio), rows["process"]) if "process" in rows else 0.0)
 
     def factor(self, probe_s, at_s=None) -> np.ndarray:
         """The machine factor of probes taken while no other replica is busy, (n,).
@@ -148,7 +151,7 @@ class ServiceTimeModel:
         Raises ValueError for a method or a kind of job that the model was not fitted to.
         """
         work = self._fixed(jobs, method) + self._cost("tokens") * self._tokens(jobs).mean(axis=1)
-        return (work + probes * self.probe_cost_s) * factor**self.gamma
+        return (work + probes * self.probe_cost_s) * np.asarray(factor, float) ** self.gamma
 
     def sample_s(self, jobs: pd.DataFrame, method: str, rng: np.random.Generator, draws: int | None = None,
                  factor=1.0, probes=0.0) -> np.ndarray:
@@ -158,7 +161,7 @@ class ServiceTimeModel:
         tokens = law[np.arange(len(jobs)), rng.integers(law.shape[1], size=shape)]
         work = self._fixed(jobs, method) + self._cost("tokens") * tokens
         residual = np.interp(rng.random(shape), LEVELS, self.residual)
-        return (work * residual + probes * self.probe_cost_s) * factor**self.gamma
+        return (work * residual + probes * self.probe_cost_s) * np.asarray(factor, float) ** self.gamma
 
     def prediction_interval(self, jobs: pd.DataFrame, method: str, factor=1.0, level: float = 0.95) -> np.ndarray:
         """Lower and upper bound, (2, n), within which a job's time lies with probability `level`."""

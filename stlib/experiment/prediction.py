@@ -116,7 +116,7 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     if not (table["outcome"] == "completed").all():
         raise ValueError(f"cell {cell['cell']}: {(table['outcome'] != 'completed').sum()} jobs did not complete; a "
                          "prediction is of a run whose jobs all do")
-    system = System.of(cell, model, speed)
+    system = System.of(cell, model, speed, jobs)
     arrival_s, slo_s = table["arrival_s"].to_numpy(), tuple(cell["slo_s"])
     law = MixWork.of(model, JobMix.from_yaml(cell["mix"]), cell["method"], np.random.default_rng([cell["seed"], 1]))
     process = arrival_process(cell["lam"], **cell["arrivals"])
@@ -165,7 +165,11 @@ def error_split(rows: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class System:
-    """What a cell's predictions simulate. speed: (k + 1,); factor: the machine's before the run."""
+    """What a cell's predictions simulate.
+
+    speed: (k + 1,). factor: the machine's before the run. work_se: relative standard error of the work of all jobs of a
+    run alike: of the speed of its processes, of the fit, and of `speed`.
+    """
 
     model: ServiceTimeModel
     method: str
@@ -174,12 +178,16 @@ class System:
     speed: np.ndarray
     dispatch_s: float
     factor: float
+    work_se: float
 
     @classmethod
-    def of(cls, cell: dict, model: ServiceTimeModel, speed: Speed) -> "System":
-        """From cell.json."""
-        return cls(model, cell["method"], cell["replicas"], cell["routing"],
-                   speed.of(cell["method"], cell["replicas"]), speed.dispatch_s, cell["factor"])
+    def of(cls, cell: dict, model: ServiceTimeModel, speed: Speed, jobs: pd.DataFrame) -> "System":
+        """From cell.json and the jobs."""
+        method, k = cell["method"], cell["replicas"]
+        mean = model.moments(jobs, method)
+        parts = (model.process_sd / np.sqrt(k), mean.mean_se_s / mean.mean_s, speed.relative_se(method, k))
+        return cls(model, method, k, cell["routing"], speed.of(method, k), speed.dispatch_s, cell["factor"],
+                   float(np.linalg.norm(parts)))
 
     @property
     def options(self) -> dict:
@@ -212,7 +220,7 @@ class System:
 
         def completed(rng, m):
             arrival_s, work, factor, estimate = draw(rng, m)
-            level = factor**self.model.gamma
+            level = factor**self.model.gamma * np.exp(self.work_se * rng.standard_normal((m, 1)))
             work = with_probes(arrival_s, work * level + self.dispatch_s, self.model.probe_cost_s * level, estimate,
                                self.k, rng, **self.options)
             return arrival_s, work, estimate

@@ -1,6 +1,7 @@
 """Least squares on the relative error."""
 
 import numpy as np
+import pandas as pd
 
 
 def independent(x: np.ndarray) -> list[int]:
@@ -47,6 +48,18 @@ def slope_se(log_factor, ratio) -> float:
     """Standard error of gamma; ratio: (n,), measured over fitted."""
     spread = ((log_factor - log_factor.mean()) ** 2).sum()
     return float(np.std(np.log(ratio)) / np.sqrt(spread)) if spread > 1e-12 else 0.0
+
+
+def between_sd(values, groups) -> float:
+    """Standard deviation between groups: of their means, beyond what the single values' scatter gives those.
+
+    values, groups: (n,). 0 with fewer than two groups of two values. The usual estimate of a random effect by moments.
+    """
+    parts = [part for _, part in pd.Series(np.asarray(values)).groupby(np.asarray(groups)) if len(part) > 1]
+    if len(parts) < 2:
+        return 0.0
+    excess = np.var([part.mean() for part in parts], ddof=1) - np.mean([part.var() / len(part) for part in parts])
+    return float(np.sqrt(max(excess, 0.0)))
 
 
 def _slope(x, y) -> float:
