@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from stlib import paths
-from stlib.experiment.contention import Speed
+from stlib.experiment.contention import WARM_UP, Speed, warm_up
 from stlib.experiment.execution_time import ServiceTimeModel
 from stlib.experiment.measurement import provenance, row_key
 from stlib.experiment.mix import JobMix
@@ -122,15 +122,16 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     """Serve a cell and keep it; returns its folder.
 
     A finished run of the same cell, seed, mix, weights and code is kept and not repeated, unless `again`: then both
-    are kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica. Before the run
-    N_PROBES probes on the first one give the machine's factor f, and rho = lam E[work] f**gamma / (k speed[k]) the
+    are kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed
+    up. Before the run N_PROBES probes on the first one give the machine's factor f, and rho = lam E[work] f**gamma / (k speed[k]) the
     rate, E[work] with one probe a job. Raises ValueError if the cell shares arrivals with one that has no run.
     """
     from stlib.generation import weights_hash
 
     cell, results = campaign.cells[number], results or paths.results()
     mix, k = JobMix.from_yaml(cell.mix), cell.replicas
-    key = row_key(asdict(campaign) | {"cells": asdict(cell), "number": number, "mix": repr(mix)}, weights_hash())
+    given = {name: value for name, value in asdict(cell).items() if value is not None}
+    key = row_key(asdict(campaign) | {"cells": given, "number": number, "mix": repr(mix)}, weights_hash())
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
@@ -140,6 +141,7 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     work_s, baseline_s = mean_work_s(model, mix, cell.method, probes=1), mean_work_s(model, mix, campaign.baseline)
     capacity = k * speed.of(cell.method, k)[k] / work_s  # jobs a second at factor 1
     handles = [replica_of(i) for i in range(k)]
+    warm_up(handles, mix.sample(WARM_UP, np.random.default_rng([campaign.seed, number])), cell.method)
     factor = _probed_factor(handles[0], model)
     capacity /= factor**model.gamma
     plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * capacity),

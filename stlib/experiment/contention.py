@@ -16,11 +16,20 @@ from tqdm.auto import tqdm
 from stlib.experiment.measurement import run_on
 from stlib.queueing.simulation import replication_interval
 
+WARM_UP = 8  # jobs of a fresh process
+
+
+def warm_up(handles, jobs: pd.DataFrame, method: str) -> None:
+    """Have each replica do the jobs, side by side and unmeasured: a fresh process is slow at first."""
+    records = jobs.assign(method=method, threads=1).to_dict("records")
+    with ThreadPoolExecutor(len(handles)) as pool:
+        list(pool.map(lambda handle: [run_on(lambda *_: handle)(row) for row in records], handles))
+
 
 def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int) -> pd.DataFrame:
     """Run the same jobs on the first replica while 1, 2, ... of the replicas are busy; a row a job and condition.
 
-    handles: loaded replicas. The jobs are shared among `blocks` blocks (at least 10, for the interval); each block runs
+    handles: loaded replicas, warmed up here by the first jobs. The jobs are shared among `blocks` blocks (at least 10, for the interval); each block runs
     once under every number of busy replicas, in rising order and in falling order by turns. The other replicas do jobs
     of the same list until the block ends. Columns: method, job_id, block, busy, run_s, probe_s (the one after the
     job: the one before may date from the condition before), at_s.
@@ -29,6 +38,7 @@ def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int)
         raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
     records, rows = jobs.assign(method=method, threads=1).to_dict("records"), []
     runs = [run_on(lambda *_, handle=handle: handle) for handle in handles]
+    warm_up(handles, jobs.head(WARM_UP), method)
     for block, part in enumerate(tqdm(np.array_split(np.arange(len(jobs)), blocks), desc=f"contention, {method}")):
         levels = range(1, len(handles) + 1)
         for busy in levels if block % 2 == 0 else reversed(levels):
