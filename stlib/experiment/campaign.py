@@ -123,8 +123,9 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
 
     A finished run of the same cell, seed, mix, weights and code is kept and not repeated, unless `again`: then both
     are kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed
-    up. Before the run N_PROBES probes on the first one give the machine's factor f, and rho = lam E[work] f**gamma / (k speed[k]) the
-    rate, E[work] with one probe a job. Raises ValueError if the cell shares arrivals with one that has no run.
+    up. Before the run N_PROBES probes on the first one give the machine's factor f, and
+    rho = lam E[work] f**gamma / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the cell
+    shares arrivals with one that has no run.
     """
     from stlib.generation import weights_hash
 

@@ -29,10 +29,10 @@ def warm_up(handles, jobs: pd.DataFrame, method: str) -> None:
 def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int) -> pd.DataFrame:
     """Run the same jobs on the first replica while 1, 2, ... of the replicas are busy; a row a job and condition.
 
-    handles: loaded replicas, warmed up here by the first jobs. The jobs are shared among `blocks` blocks (at least 10, for the interval); each block runs
-    once under every number of busy replicas, in rising order and in falling order by turns. The other replicas do jobs
-    of the same list until the block ends. Columns: method, job_id, block, busy, run_s, probe_s (the one after the
-    job: the one before may date from the condition before), at_s.
+    handles: loaded replicas, warmed up here by the first jobs. The jobs are shared among `blocks` blocks (for an
+    interval at least 10 in all); each block runs once under every number of busy replicas, in rising order and in
+    falling order by turns. The other replicas do jobs of the same list until the block ends. Columns: method, job_id,
+    block, busy, run_s, probe_s (the one after the job: the one before may date from the condition before), at_s.
     """
     if blocks > len(jobs):
         raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
