@@ -33,6 +33,7 @@ def simulated(model, monkeypatch):
         return table, products, {"job_seconds": 1.0, "elapsed_s": 2.0}
 
     monkeypatch.setattr(campaign, "serve", serve_simulated)
+    monkeypatch.setattr(campaign, "warm_up", lambda handles, jobs, method: None)
     monkeypatch.setattr(campaign, "_probed_factor", lambda handle, model: 1.1)
 
 
