@@ -73,3 +73,10 @@ def test_the_dispatcher_takes_milliseconds():
     ray.shutdown()
     assert 0 < measure_dispatch(n_jobs=40, seconds=0.01) < 0.05
     ray.shutdown()
+
+
+def test_the_standard_error_is_that_of_the_interval():
+    speed = Speed.fit(rows(1.25))
+    low, high = speed.interval["nap"][1]
+    assert speed.relative_se("nap", 2) == pytest.approx(np.log(high / low) / 3.92)
+    assert speed.relative_se("nap", 1) == 0 and speed.relative_se("other", 2) == 0
