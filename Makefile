@@ -41,7 +41,7 @@ SERVING := $(wildcard stlib/serving/*.py)
 QUEUEING := $(wildcard stlib/queueing/*.py)
 REPORT := stlib/report.py stlib/paths.py
 
-.PHONY: setup models report test validate lab train lint clean help
+.PHONY: setup models report test validate lab serve train lint clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -90,6 +90,9 @@ validate: $(MODELS) ## the slow checks; their summaries go to data/reference/val
 
 lab: $(MODELS) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab notebooks
+
+serve: $(MODELS) ## serve stories on this machine, with a page (options: python -m stlib serve --help)
+	$(PYTHON) -m stlib serve
 
 train: $(SETUP) ## train the illustrator anew (about two hours on two cores; needs node)
 	$(PYTHON) -m pip install --quiet -e .[train]

@@ -1,4 +1,4 @@
-"""The shell: python -m stlib tell | predict | replay | models | pdf."""
+"""The shell: python -m stlib tell | serve | predict | replay | models | pdf."""
 
 import functools
 import sys
@@ -57,6 +57,30 @@ def _advance(bar: tqdm, stage: str, done: int, total: int) -> None:
 
 
 @app.command()
+def serve(
+    replicas: Replicas = 1, method: Method = "sequential", routing: Routing = "central",
+    host: Annotated[str, typer.Option(help="address to listen on; any but 127.0.0.1 needs a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    token: Annotated[str | None, typer.Option(envvar="STORYTELLER_TOKEN", help="bearer token of callers")] = None,
+    max_waiting: Annotated[int, typer.Option(help="jobs that may wait; one more is refused", min=0)] = 64,
+    probe: Annotated[bool, typer.Option("--probe", help="time a probe after each job, as in a campaign")] = False,
+    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+):
+    """Serve stories over HTTP: a page, POST /stories, the OpenAI Images call."""
+    from stlib.experiment.campaign import service_estimator
+    from stlib.serving.api import listen, make_app, run
+    from stlib.serving.dispatcher import Dispatcher
+
+    sock = listen(host, port, token)
+    estimate = service_estimator(*_fitted(model, speed), method, replicas, probes=float(probe))
+    print(f"loading {replicas} replicas ...", flush=True)
+    with Dispatcher("story", replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
+                    probe=probe) as dispatcher:
+        print(f"Storyteller is served at http://{host}:{port} (stop with Ctrl-C)", flush=True)
+        run(make_app(dispatcher, token), sock)
+
+
+@app.command()
 def predict(
     rate: Annotated[float, typer.Option(help="jobs a second")],
     replicas: Replicas = 1, method: Method = "sequential", mix: Mix = "stories_exact", routing: Routing = "central",
@@ -107,6 +131,7 @@ def replay(
     jobs: Annotated[int | None, typer.Option(help="number of jobs; 60, or the campaign's for a cell")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the results; left out, this profile's")] = None,
     seed: Annotated[int, typer.Option(help="reproduces arrivals and jobs")] = 0,
+    http: Annotated[str | None, typer.Option(help="over HTTP: /stories or /v1/images/generations")] = None,
     again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
     model: ModelFile = MODEL, speed: SpeedFile = SPEED,
 ):
@@ -119,7 +144,7 @@ def replay(
 
     campaign = Campaign.from_yaml()
     if cell is None:
-        one = Cell(mix, method, replicas, routing, named_arrivals(arrivals), rho, rate)
+        one = Cell(mix, method, replicas, routing, named_arrivals(arrivals), rho, rate, http=http)
         campaign = replace(campaign, seed=seed, n_jobs=jobs or 60, cells={0: one})
     elif jobs:
         campaign = replace(campaign, n_jobs=jobs)

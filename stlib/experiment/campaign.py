@@ -16,7 +16,7 @@ import yaml
 
 from stlib import paths
 from stlib.experiment.contention import WARM_UP, Speed, warm_up
-from stlib.experiment.execution_time import ServiceTimeModel
+from stlib.experiment.execution_time import PIXELS, ServiceTimeModel
 from stlib.experiment.measurement import provenance, row_key
 from stlib.experiment.mix import JobMix
 from stlib.queueing import checks
@@ -33,6 +33,7 @@ class Cell:
 
     arrivals: parameters of `arrival_process`. One of: rho, the load that sets the rate; rate, arrivals per second;
     same_as, another cell, whose arrivals and jobs these are; none of them for a trace at its own rate.
+    http: the route of the service that takes the jobs; left out, they go to the dispatcher directly.
     """
 
     mix: str
@@ -43,6 +44,7 @@ class Cell:
     rho: float | None = None
     rate: float | None = None
     same_as: int | None = None
+    http: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * capacity),
             "n_jobs": campaign.n_jobs, "seed": campaign.seed + number} | shared
     jobs, arrival_s, lam = drawn(mix, **plan)
-    table, products, queue = serve(jobs, arrival_s, cell, handles, estimator(model, factor))
+    busy = speed.of(cell.method, k)[k] if cell.http else 1.0  # a wait is told in seconds; least_work only compares
+    table, products, queue = serve(jobs, arrival_s, cell, handles, estimator(model, factor, busy=busy))
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
               "lam": lam, "rho": lam / capacity, "factor": factor,
               "slo_s": [round(times * baseline_s, 2) for times in campaign.slo_factors],
@@ -164,35 +167,69 @@ def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int
     return mix.sample(n_jobs, of_jobs), process.sample(n_jobs, of_arrivals), process.rate
 
 
-def estimator(model: ServiceTimeModel, factor: float):
-    """`estimate(params, method)` for the dispatcher: the model's mean seconds, with one probe.
+def estimator(model: ServiceTimeModel, factor: float = 1.0, probes: float = 1.0, busy: float = 1.0,
+              otherwise_s: float | None = None):
+    """`estimate(params, method)` for the dispatcher: the model's mean seconds, at the speed `busy`.
 
-    Kept once computed: the dispatcher asks at its check, before any job runs, and again when the job arrives.
+    otherwise_s: of a job outside of what the model was fitted to; left out, such a job raises ValueError. Kept once
+    computed: the dispatcher asks at its check, before any job runs, and again when the job arrives.
     """
-    @functools.cache
-    def seconds(params: tuple, method: str) -> float:
-        return float(model.mean_s(pd.DataFrame([dict(params)]), method, factor=factor, probes=1)[0])
+    from stlib.generation import StoryJob
+    from stlib.generation.storyteller import EMBEDDED_GUIDANCE
 
-    return lambda params, method: seconds(tuple(params.items()), method)
+    @functools.cache
+    def seconds(method, prompt, n_panels, steps, llm_tokens, exact_tokens, image_size, guidance_scale) -> float:
+        job = pd.DataFrame([{
+            "prompt": prompt, "n_panels": n_panels, "steps": steps, "llm_tokens": llm_tokens,
+            "exact_tokens": exact_tokens, "image_size": PIXELS if image_size == "auto" else image_size,
+            "guidance_scale": EMBEDDED_GUIDANCE if guidance_scale is None else guidance_scale}])
+        try:
+            return float(model.mean_s(job, method, factor=factor, probes=probes)[0]) / busy
+        except ValueError:
+            if otherwise_s is None:
+                raise
+            return otherwise_s / busy
+
+    def estimate(params: dict, method: str) -> float:
+        job = StoryJob(**params)
+        return seconds(method, "a fox" if job.prompt else "", job.n_panels, job.steps, job.llm_tokens, job.exact_tokens,
+                       job.image_size, job.guidance_scale)
+
+    return estimate
+
+
+def service_estimator(model: ServiceTimeModel, speed: Speed, method: str, k: int, probes: float = 0.0):
+    """The same for k replicas that serve any job: all busy, and a job unlike those fitted taken for a mean one."""
+    otherwise_s = mean_work_s(model, JobMix.from_yaml("stories"), method, probes)
+    return estimator(model, probes=probes, busy=speed.of(method, k)[k], otherwise_s=otherwise_s)
 
 
 def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """Serve the jobs; returns the job table, the products and what the dispatcher counted."""
+    from stlib.serving.api import in_thread, make_app
+    from stlib.serving.client import HttpTarget
     from stlib.serving.dispatcher import Dispatcher
     from stlib.serving.replay import replay
 
-    estimate = estimate if cell.routing == "least_work" else None  # a millisecond of the dispatcher's time a job
+    estimate = estimate if cell.http or cell.routing == "least_work" else None  # a millisecond a job
     with Dispatcher("story", cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
                     handles=handles) as dispatcher:
-        table, products = replay(jobs, arrival_s, dispatcher)
-        return table, products, dispatcher.queue()
+        if not cell.http:
+            table, products = replay(jobs, arrival_s, dispatcher)
+            return table, products, dispatcher.queue()
+        with in_thread(make_app(dispatcher)) as url:
+            target = HttpTarget(url, cell.http)
+            table, products = replay(jobs, arrival_s, target)
+            return table, products, target.queue()
 
 
 def _check(number: int, cell: Cell, campaign: Campaign) -> None:
     from stlib.generation import METHODS  # seconds to import, which a prediction need not wait for
+    from stlib.serving.client import ROUTES
 
     JobMix.from_yaml(cell.mix)
-    for name, value, known in (("method", cell.method, METHODS), ("routing", cell.routing, ROUTINGS)):
+    for name, value, known in (("method", cell.method, METHODS), ("routing", cell.routing, ROUTINGS),
+                               ("http", cell.http or ROUTES[0], ROUTES)):
         if value not in known:
             raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known)}")
     checks.whole(replicas=cell.replicas)

@@ -4,6 +4,7 @@ Its rules are those of `stlib.queueing.simulation.simulate`, name by name. It kn
 """
 
 import asyncio
+import heapq
 import math
 import time
 from collections import deque
@@ -70,8 +71,11 @@ class _Server:
 
     def left_s(self, now: float) -> float:
         """The declared work; an idle replica comes before a busy one that has outrun its estimates."""
-        running = max(0.0, self.job.declared_s - (now - self.job.row["start_s"])) if self.job else 0.0
-        return -1.0 if self.idle else running + sum(job.declared_s for job in self.queue)
+        return -1.0 if self.idle else self.running_s(now) + sum(job.declared_s for job in self.queue)
+
+    def running_s(self, now: float) -> float:
+        """What is left of the running job's declared work; 0 once it has outrun it."""
+        return max(0.0, self.job.declared_s - (now - self.job.row["start_s"])) if self.job else 0.0
 
 
 LOADS = {  # the server with the least takes the job
@@ -89,8 +93,8 @@ class Dispatcher:
     routing, max_waiting: as in `simulate`; ties are broken as there without rng, job by job.
     method: every job's that does not name its own; or policy: integers, policy[n] the index in `methods` for a job
     that starts with n jobs outstanding, as in `simulate`. With none of these the method is "only": for workloads that
-    do not tell methods apart. estimate: estimate(params, method), seconds, read by least_work. probe: whether
-    replicas run their probes.
+    do not tell methods apart. estimate: estimate(params, method), seconds, which least_work and the expected wait
+    need. probe: whether replicas run their probes.
 
     Raises ValueError for an input out of its range.
     """
@@ -163,7 +167,7 @@ class Dispatcher:
             server.idle_s = 0.0
 
     def check(self, params: dict, method: str | None = None) -> float:
-        """The work that least_work takes a job to be, in seconds (0 under other rules).
+        """The work that a job is estimated to be, in seconds (0 without `estimate`).
 
         Raises ValueError for a job that would be refused under a method it may get, RuntimeError if not started.
         """
@@ -172,7 +176,7 @@ class Dispatcher:
         chosen = [self.methods[column] for column in set(self.policy)] or [self.method or ONLY]
         for name in [method] if method else chosen:
             self.workload.validate(params | self._options(name))
-        declared = self.estimate(params, name) if self.routing == "least_work" else 0.0
+        declared = self.estimate(params, name) if self.estimate else 0.0
         nonnegative(estimate=declared)
         return declared
 
@@ -217,8 +221,23 @@ class Dispatcher:
                 "waiting": self._waiting(), "in_system": self._in_system(), "offered": self.offered, **self.counts,
                 "job_seconds": self._job_seconds, "elapsed_s": elapsed}
 
+    def expected_wait_s(self) -> float:
+        """Seconds until a job that came now would start, by the estimates of those ahead; NaN without any."""
+        now = self._now()
+        up = [server for server in self.servers if server.handle]
+        if self.estimate is None or not up:
+            return math.nan
+        if self.routing != "central":
+            return max(0.0, self._candidates(now)[0].left_s(now))
+        free = sorted(server.running_s(now) for server in up)
+        for job in self.queues[0]:
+            heapq.heapreplace(free, free[0] + job.declared_s)
+        return free[0]
+
     def _arrive(self, job: _Job) -> None:
         now = job.row["arrival_s"] = self._now()
+        if self.estimate:
+            job.products["expected_wait_s"] = self.expected_wait_s()
         server = self._choose(now)
         self.offered += 1
         if not server.idle and self._waiting() >= self.max_waiting:
@@ -230,14 +249,18 @@ class Dispatcher:
         self._feed()
 
     def _choose(self, now: float) -> _Server:
-        """The server of the next job offered; one whose replica is down only in its turn, or if all are."""
+        """The server of the next job offered, ties broken at random."""
+        tie = 0.0 if self.routing in ("central", "round_robin") else float(self._rng.random(dtype=np.float32))
+        least = self._candidates(now)
+        return least[int(tie * len(least))]
+
+    def _candidates(self, now: float) -> list[_Server]:
+        """The servers the next job may go to; one whose replica is down only in its turn, or if all are."""
         if self.routing == "round_robin":
-            return self.servers[self.offered % len(self.servers)]
-        tie = 0.0 if self.routing == "central" else float(self._rng.random(dtype=np.float32))
+            return [self.servers[self.offered % len(self.servers)]]
         up = [server for server in self.servers if server.handle] or self.servers
         loads = [LOADS[self.routing](server, now) for server in up]
-        least = [server for server, load in zip(up, loads, strict=True) if load == min(loads)]
-        return least[int(tie * len(least))]
+        return [server for server, load in zip(up, loads, strict=True) if load == min(loads)]
 
     def _feed(self) -> None:
         """Idle replicas, the longest idle first, take what waits for them; where none will ever come it fails."""
@@ -255,7 +278,7 @@ class Dispatcher:
         policy = self.policy and self.methods[self.policy[min(outstanding, len(self.policy) - 1)]]
         job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
                     "method": job.method or policy or ONLY}
-        job.products = {"busy_start": self._busy()}
+        job.products["busy_start"] = self._busy()
         if server.task is None or server.task.done():
             server.task = asyncio.get_running_loop().create_task(self._serve(server))
 

@@ -27,7 +27,8 @@ def model():
 def simulated(model, monkeypatch):
     """Cells served by simulation; the machine is 10 % slow."""
     def serve_simulated(jobs, arrival_s, cell, handles, estimate):
-        assert len(handles) == cell.replicas and estimate(jobs.iloc[0].to_dict(), cell.method) > 0
+        params = jobs.drop(columns=["job_id", "workload"]).to_dict("records")[0]
+        assert len(handles) == cell.replicas and estimate(params, cell.method) > 0
         made = a_cell(model, n_jobs=len(jobs), replicas=cell.replicas, lam=len(jobs) / arrival_s[-1])
         _, table, _, products = serve(made, model, np.random.default_rng(1))
         return table, products, {"job_seconds": 1.0, "elapsed_s": 2.0}
@@ -48,10 +49,11 @@ def run(number, model, folder, plan=None, **options):
 def test_the_committed_campaign_is_the_issue_s():
     plan = Campaign.from_yaml()
     assert plan.n_jobs == 300 and plan.slo_factors == (2, 3, 5) and plan.baseline == "sequential"
-    assert [cell.replicas for cell in plan.cells.values()] == [1, 1, 1, 1, 1, 2, 2, 2]
-    assert [cell.rho for cell in plan.cells.values()] == [0.5, 0.75, None, 0.7, 0.8, 0.75, None, 0.75]
-    assert [cell.same_as for cell in plan.cells.values()] == [None, None, 2, None, None, None, 6, None]
-    assert [cell.routing for cell in plan.cells.values()] == ["central"] * 6 + ["jsq", "least_work"]
+    assert [cell.replicas for cell in plan.cells.values()] == [1, 1, 1, 1, 1, 2, 2, 2, 1, 2]
+    assert [cell.rho for cell in plan.cells.values()] == [0.5, 0.75, None, 0.7, 0.8, 0.75, None, 0.75, 0.75, 0.8]
+    assert [cell.same_as for cell in plan.cells.values()] == [None, None, 2, None, None, None, 6, None, None, None]
+    assert [cell.routing for cell in plan.cells.values()] == ["central"] * 6 + ["jsq", "least_work", "central", "jsq"]
+    assert [cell.http for cell in plan.cells.values()] == [None] * 8 + ["/v1/images/generations", "/stories"]
 
 
 @pytest.mark.parametrize("change, message", [
@@ -65,6 +67,7 @@ def test_the_committed_campaign_is_the_issue_s():
     ({"rho": None, "arrivals": None, "same_as": 12}, "same_as = 12 is no cell"),
     ({"rho": None, "arrivals": None, "same_as": 3}, "same_as = 3 is no cell with arrivals of its own"),
     ({"speed": 2}, "unknown entry"),
+    ({"http": "/tables"}, "unknown http '/tables': use one of /stories"),
 ])
 def test_bad_cells_are_refused_before_anything_runs(tmp_path, change, message):
     text = yaml.safe_load(FILE.read_text())

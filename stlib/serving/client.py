@@ -1,0 +1,91 @@
+"""A served system behind HTTP, as a target of `replay`: the same members as a dispatcher's."""
+
+import json
+import time
+
+import httpx
+import numpy as np
+
+from stlib.queueing.jobs import OUTCOMES
+from stlib.serving.dispatcher import Reply
+from stlib.serving.workload import make_workload
+
+TIMES = ("arrival_s", "start_s", "finish_s")
+COUNTED = ("offered", *OUTCOMES, "job_seconds", "elapsed_s")
+ROUTES = ("/stories", "/v1/images/generations")
+
+
+class HttpTarget:
+    """The service at `url`, one of whose ROUTES takes the jobs; the Images call draws a job's first caption only.
+
+    Its times, on its own clock, are brought to the run's by when GET /queue is answered: right to half a round trip.
+    """
+
+    name = "story"
+
+    def __init__(self, url: str, route: str = "/stories", token: str | None = None):
+        if route not in ROUTES:
+            raise ValueError(f"route {route!r} is unknown: use one of {', '.join(ROUTES)}")
+        self.url, self.route = url, route
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.workload, self._client, self._before = make_workload(self.name), None, {}
+        self._reader = httpx.Client(base_url=url, headers=self.headers, timeout=10)
+
+    def check(self, params: dict, method: str | None = None) -> None:
+        """Raise ValueError for a job that is no story, or one that the Images call cannot carry."""
+        self.workload.validate(params | ({"method": method} if method else {}))
+        if self.route != "/stories" and (method or params.get("prompt")):
+            raise ValueError("the Images call takes captions alone: no prompt for the LLM, and no method")
+
+    def reset(self) -> None:
+        """Begin a run: time zero is now. Raises RuntimeError if the service is away, or jobs are in its system."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=None, limits=limits)
+        try:
+            trip_s, asked, state = min((self._asked() for _ in range(5)), key=lambda one: one[0])
+        except httpx.TransportError as error:
+            raise RuntimeError(f"no service at {self.url} ({error}): start one with python -m stlib serve") from error
+        if state["in_system"]:
+            raise RuntimeError(f"{state['in_system']} jobs are in the service's system: wait for them before a new run")
+        self._before, self.zero_s = self._state(), time.monotonic()
+        self._ahead_s = state["elapsed_s"] + self.zero_s - (asked + trip_s / 2)  # of the service's clock
+
+    async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
+                     job_id: int, scheduled_s: float) -> Reply:
+        """Send a job; returns when it is answered, an error too."""
+        answer = await self._client.post(self.route, json=self._body(params, method, deadline_s))
+        if "X-Job" not in answer.headers:
+            raise RuntimeError(f"job {job_id}: {answer.status_code}, {answer.text}")
+        row, products = ({name: np.nan if value is None else value for name, value in json.loads(text).items()}
+                         for text in (answer.headers["X-Job"], answer.headers["X-Products"]))
+        row |= {name: row[name] - self._ahead_s for name in TIMES} | {"job_id": job_id, "scheduled_s": scheduled_s}
+        return Reply(row, None, products, None if answer.is_success else answer.json()["error"]["message"])
+
+    async def drain(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    def queue(self) -> dict:
+        """The service's state; its counts, job_seconds and elapsed_s are those since `reset`."""
+        state = self._state()
+        return state | {name: state[name] - self._before.get(name, 0) for name in COUNTED}
+
+    def _state(self) -> dict:
+        return self._reader.get("/queue").raise_for_status().json()
+
+    def _asked(self) -> tuple[float, float, dict]:
+        """Seconds that asking for the state took, when it was asked, and the state."""
+        began, state = time.monotonic(), self._state()
+        return time.monotonic() - began, began, state
+
+    def _body(self, params: dict, method: str | None, deadline_s: float | None) -> dict:
+        if self.route == "/stories":
+            limit = {} if deadline_s in (None, np.inf) else {"deadline_s": deadline_s}
+            return params | limit | ({"method": method} if method else {})
+        body = {"prompt": params["captions"][0], "n": len(params["captions"]), "response_format": "b64_json"}
+        renamed = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "seed": "seed"}
+        body |= {name: params[own] for own, name in renamed.items() if own in params}
+        size = params.get("image_size", "auto")
+        return body if size == "auto" else body | {"size": f"{size}x{size}"}
