@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import json
 import math
+import re
 import signal
 import socket
 import threading
@@ -310,7 +311,7 @@ async def _invalid(_, error: RequestValidationError) -> Response:
 
 def _refused(error: ValueError) -> Response:
     """What the workload refuses; the message names the field."""
-    named = [name for model in (StoryRequest, ImagesRequest) for name in model.model_fields if name in str(error)]
+    named = [name for name in StoryRequest.model_fields if re.search(rf"\b{name}\b", str(error))]
     return _error(422, str(error), named[0] if named else None)
 
 
