@@ -27,12 +27,9 @@ export TOKENIZERS_PARALLELISM := false
 OUT := build/$(PROFILE)
 SETUP := $(ENV)/.storyteller-setup
 MODELS := build/.models
-# Not yet part of the report: its campaign has not been served. `make build/full/08_predicted_vs_served.ipynb
-# PROFILE=full` serves it; then this line goes.
-WAITING := 08_predicted_vs_served
-NOTEBOOKS := $(filter-out $(WAITING),$(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.ipynb)))))
+NOTEBOOKS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
-README_PICTURES := figures/01_strip_1.png figures/07_one_replica.png
+README_PICTURES := figures/01_strip_1.png figures/07_one_replica.png figures/08_predicted_vs_served.png
 PDF := $(if $(filter smoke,$(PROFILE)),$(OUT)/report.pdf,report/report.pdf)
 
 GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml

@@ -194,3 +194,11 @@ def test_every_committed_row_is_recomputed():
         rows = predict_cell(folder, model, speed)
         one = committed[(committed["cell"] == rows["cell"][0]) & (committed["run"] == rows["run"][0])]
         pd.testing.assert_frame_equal(one.reset_index(drop=True), rows, check_dtype=False, rtol=1e-6)
+
+
+def test_the_readme_states_the_committed_errors():
+    rows = pd.read_csv(paths.REFERENCE / "validation.csv").query("rho <= 0.8001")
+    error = (rows["traced"] / rows["served"] - 1).abs().groupby(rows["metric"])
+    said = (paths.ROOT / "README.md").read_text()
+    for number in (error.median()["mean"], error.max()["mean"], error.median()["p95"]):
+        assert f"{100 * number:.1f} %" in said
