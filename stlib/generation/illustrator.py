@@ -57,7 +57,7 @@ def draw(pipe, method: str, captions: Sequence[str], options: dict, seed: int, o
 
     options: keyword arguments of the pipeline (num_inference_steps, and height, width, guidance_scale if wanted).
     on_step(n) is called after each denoising step of n panels. The pipeline gets a fresh scheduler, since schedulers
-    carry state.
+    carry state. Raises RuntimeError if the model's values become NaN.
     """
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     return METHODS[method](pipe, captions, options, seed, on_step)
@@ -85,8 +85,11 @@ def _draw(pipe, captions, generators, options, on_step) -> Drawing:
     hook = denoiser.register_forward_pre_hook(denoiser_begins)
     try:
         mark()
-        panels = pipe(prompt=captions, generator=generators, callback_on_step_end=step_ended, **options).images
+        with np.errstate(invalid="raise"):  # as a byte, NaN would pass for a colour
+            panels = pipe(prompt=captions, generator=generators, callback_on_step_end=step_ended, **options).images
         mark()
+    except FloatingPointError as error:
+        raise RuntimeError("the diffusion model drew no picture: its values are not a number (NaN)") from error
     finally:
         hook.remove()
     seconds = np.diff(marks).tolist()

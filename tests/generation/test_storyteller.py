@@ -75,6 +75,20 @@ def test_given_captions_are_drawn_though_the_llm_runs(storyteller):
     assert result.tokens_run == 8 and result.captions == captions and result.story.startswith("The fox ")
 
 
+def test_a_picture_of_nan_is_no_picture(storyteller):
+    """One call of the denoiser goes wrong; the next job is drawn."""
+    job = StoryJob(captions=["a fox"], steps=2, image_size=64)
+
+    def fault(module, given, output):
+        hook.remove()
+        return tuple(torch.full_like(one, float("nan")) for one in output)
+
+    hook = storyteller.pipe.unet.register_forward_hook(fault)
+    with pytest.raises(RuntimeError, match="not a number"):
+        storyteller.tell(job)
+    assert np.asarray(storyteller.tell(job).panels[0], float).std() > 5
+
+
 def test_default_size_and_sizes_allowed(storyteller):
     assert storyteller.tell(StoryJob(captions="a fox", steps=1)).panels[0].size == (128, 128)
     with pytest.raises(ValueError, match="64, 96, 128, 160"):
