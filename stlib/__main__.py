@@ -129,6 +129,8 @@ def replay(
     rho: Annotated[float | None, typer.Option(help="the load that sets the rate")] = None,
     rate: Annotated[float | None, typer.Option(help="jobs a second, in place of rho; a trace has its own")] = None,
     jobs: Annotated[int | None, typer.Option(help="number of jobs; 60, or the campaign's for a cell")] = None,
+    calibration: Annotated[int | None, typer.Option(help="jobs each replica does before the run and after it, for the "
+                                                    "prediction; 10, or the campaign's for a cell")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the results; left out, this profile's")] = None,
     seed: Annotated[int, typer.Option(help="reproduces arrivals and jobs")] = 0,
     http: Annotated[str | None, typer.Option(help="over HTTP: /stories or /v1/images/generations")] = None,
@@ -145,15 +147,15 @@ def replay(
     campaign = Campaign.from_yaml()
     if cell is None:
         one = Cell(mix, method, replicas, routing, named_arrivals(arrivals), rho, rate, http=http)
-        campaign = replace(campaign, seed=seed, n_jobs=jobs or 60, cells={0: one})
-    elif jobs:
-        campaign = replace(campaign, n_jobs=jobs)
+        campaign = replace(campaign, seed=seed, n_jobs=60, calibration=10, cells={0: one})
+    sizes = {"n_jobs": jobs, "calibration": calibration}
+    campaign = replace(campaign, **{name: size for name, size in sizes.items() if size is not None})
     if (cell or 0) not in campaign.cells:
         raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
     fitted = _fitted(model, speed)
     replica_of = functools.cache(lambda i: start_replica("story"))
     folder = run_cell(campaign, cell or 0, *fitted, replica_of, results=out, again=again)
-    rows = predict_cell(folder, *fitted)
+    rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
           .to_string(index=False, float_format="%.3f", na_rep=""))
     print(f"kept in {folder}/")

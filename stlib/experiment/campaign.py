@@ -1,7 +1,9 @@
 """The campaign: cells of jobs served for real, each kept in a folder of its own.
 
 A cell's folder `served/cell_<n>_run_<m>` has `served.parquet` (the job table), `jobs.parquet` (the jobs' parameters),
-`products.parquet` and `cell.json` (what was run, at which rate, where, and what the dispatcher counted).
+`products.parquet`, `calibration.parquet` (whole jobs before and after the run), `service_time.json` and `speed.json`
+(what was fitted where it was served) and `cell.json` (what was run, at which rate, where, and what the dispatcher
+counted): all that its prediction takes.
 """
 
 import functools
@@ -15,7 +17,8 @@ import pandas as pd
 import yaml
 
 from stlib import paths
-from stlib.experiment.contention import WARM_UP, Speed, warm_up
+from stlib.experiment.calibration import BATCH, Calibration
+from stlib.experiment.contention import WARM_UP, Speed, side_by_side
 from stlib.experiment.execution_time import PIXELS, ServiceTimeModel
 from stlib.experiment.measurement import provenance, row_key
 from stlib.experiment.mix import JobMix
@@ -23,8 +26,6 @@ from stlib.queueing import checks
 from stlib.queueing.arrivals import Poisson, Trace
 from stlib.queueing.simulation import ROUTINGS
 from stlib.queueing.variability import fit_mmpp2
-
-N_PROBES = 20  # before a cell, for the machine's speed
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,21 @@ class Cell:
 class Campaign:
     """Cells by number, `n_jobs` each, cell n with the seed `seed` + n; deadlines are slo_factors x the baseline's work.
 
+    calibration: whole jobs that each replica does before a run, and again after it.
+
     Raises ValueError for a cell that cannot be run, before anything runs.
     """
 
     seed: int
     n_jobs: int
+    calibration: int
     slo_factors: tuple[float, ...]
     baseline: str
     cells: dict[int, Cell]
 
     def __post_init__(self):
         checks.whole(n_jobs=self.n_jobs)
+        checks.whole(2 * BATCH, calibration=self.calibration)
         for number, cell in self.cells.items():
             _check(number, cell, self)
 
@@ -111,6 +116,13 @@ def finished(results: Path, number: int) -> list[Path]:
     return sorted((results / "served").glob(f"cell_{number}_run_*"), key=_run)
 
 
+def read_fitted(folder: Path) -> tuple[ServiceTimeModel, Speed, pd.DataFrame | None]:
+    """What a cell's prediction rests on beside the run: model, speed, and the calibration's rows if there are any."""
+    file = folder / "calibration.parquet"
+    return (ServiceTimeModel.from_json(folder / "service_time.json"), Speed.from_json(folder / "speed.json"),
+            pd.read_parquet(file) if file.exists() else None)
+
+
 def read_cell(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """What a cell's folder holds: cell, job table, jobs and products, the tables in order of arrival."""
     served, jobs, products = (pd.read_parquet(folder / f"{name}.parquet") for name in ("served", "jobs", "products"))
@@ -125,8 +137,8 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
 
     A finished run of the same cell, seed, mix, weights and code is kept and not repeated, unless `again`: then both
     are kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed
-    up. Before the run N_PROBES probes on the first one give the machine's factor f, and
-    rho = lam E[work] f**gamma / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the cell
+    up and calibrated. The calibration before the run gives the machine's factor f and the ratio c, and
+    rho = lam E[work] f**gamma c / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the cell
     shares arrivals with one that has no run.
     """
     from stlib.generation import weights_hash
@@ -144,20 +156,26 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     work_s, baseline_s = mean_work_s(model, mix, cell.method, probes=1), mean_work_s(model, mix, campaign.baseline)
     capacity = k * speed.of(cell.method, k)[k] / work_s  # jobs a second at factor 1
     handles = [replica_of(i) for i in range(k)]
-    warm_up(handles, mix.sample(WARM_UP, np.random.default_rng([campaign.seed, number])), cell.method)
-    factor = _probed_factor(handles[0], model)
-    capacity /= factor**model.gamma
+    whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number]))
+    side_by_side(handles, whole.head(WARM_UP), cell.method, label="warm-up")
+    before = side_by_side(handles, whole, cell.method, label="calibration before").assign(when="before")
+    calibration = Calibration.fit(before, model, speed, cell.method)
+    capacity /= calibration.factor**model.gamma * calibration.ratio
     plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * capacity),
             "n_jobs": campaign.n_jobs, "seed": campaign.seed + number} | shared
     jobs, arrival_s, lam = drawn(mix, **plan)
     busy = speed.of(cell.method, k)[k] if cell.http else 1.0  # a wait is told in seconds; least_work only compares
-    table, products, queue = serve(jobs, arrival_s, cell, handles, estimator(model, factor, busy=busy))
+    estimate = estimator(model, calibration.factor, busy=busy / calibration.ratio)
+    table, products, queue = serve(jobs, arrival_s, cell, handles, estimate)
+    after = side_by_side(handles, whole, cell.method, label="calibration after").assign(when="after")
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
-              "lam": lam, "rho": lam / capacity, "factor": factor,
+              "lam": lam, "rho": lam / capacity, "factor": calibration.factor, "ratio": calibration.ratio,
               "slo_s": [round(times * baseline_s, 2) for times in campaign.slo_factors],
               "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": made,
               "generator_limited": bool(table.attrs.get("generator_limited", False))}
-    return _keep(results, record, {"served": table, "jobs": jobs, "products": products})
+    return _keep(results, record, {"served": table, "jobs": jobs, "products": products,
+                                   "calibration": pd.concat([before, after], ignore_index=True)},
+                 {"service_time": model, "speed": speed})
 
 
 def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:
@@ -258,18 +276,11 @@ def _shared(results: Path, cell: Cell) -> dict:
     return {name: other[name] for name in ("arrivals", "lam", "n_jobs", "seed")}
 
 
-def _probed_factor(handle, model: ServiceTimeModel) -> float:
-    """The machine's factor while nothing else runs."""
-    import ray
-
-    return float(np.exp(np.mean([np.log(model.factor(ray.get(handle.call.remote("probe")))) for _ in range(N_PROBES)])))
-
-
 def _run(folder: Path) -> int:
     return int(folder.name.rsplit("_", 1)[1])
 
 
-def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame]) -> Path:
+def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame], fitted: dict) -> Path:
     """Write the folder of a cell under another name first, so that it is there whole or not at all."""
     folder = results / "served" / f"cell_{record['cell']}_run_{record['run']}"
     unfinished = folder.with_name(f".{folder.name}")
@@ -277,5 +288,7 @@ def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame]) -> Path:
     unfinished.mkdir(parents=True)
     for name, table in tables.items():
         table.to_parquet(unfinished / f"{name}.parquet", index=False)
+    for name, one in fitted.items():
+        one.to_json(unfinished / f"{name}.json")
     (unfinished / "cell.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
     return unfinished.rename(folder)

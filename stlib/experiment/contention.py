@@ -19,11 +19,25 @@ from stlib.queueing.simulation import replication_interval
 WARM_UP = 8  # jobs of a fresh process
 
 
-def warm_up(handles, jobs: pd.DataFrame, method: str) -> None:
-    """Have each replica do the jobs, side by side and unmeasured: a fresh process is slow at first."""
+def side_by_side(handles, jobs: pd.DataFrame, method: str, *, label: str) -> pd.DataFrame:
+    """Have each replica do all the jobs, every replica at once and each from another job on; a row a job and replica.
+
+    Columns: those of `jobs`, method, threads, replica, at_s (monotonic), run_s and probe_s (as of `Replica.run`).
+    """
     records = jobs.assign(method=method, threads=1).to_dict("records")
-    with ThreadPoolExecutor(len(handles)) as pool:
-        list(pool.map(lambda handle: [run_on(lambda *_: handle)(row) for row in records], handles))
+    bar = tqdm(total=len(handles) * len(records), desc=label, unit="job")
+
+    def work(replica: int) -> list[dict]:
+        run, first, rows = run_on(lambda *_: handles[replica]), replica * len(records) // len(handles), []
+        for record in records[first:] + records[:first]:
+            at_s, products = time.monotonic(), run(record)
+            rows.append(record | {"replica": replica, "at_s": at_s}
+                        | {name: products[name] for name in ("run_s", "probe_s")})
+            bar.update()
+        return rows
+
+    with bar, ThreadPoolExecutor(len(handles)) as pool:
+        return pd.DataFrame([row for rows in pool.map(work, range(len(handles))) for row in rows])
 
 
 def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int) -> pd.DataFrame:
@@ -38,7 +52,7 @@ def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int)
         raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
     records, rows = jobs.assign(method=method, threads=1).to_dict("records"), []
     runs = [run_on(lambda *_, handle=handle: handle) for handle in handles]
-    warm_up(handles, jobs.head(WARM_UP), method)
+    side_by_side(handles, jobs.head(WARM_UP), method, label="warm-up")
     for block, part in enumerate(tqdm(np.array_split(np.arange(len(jobs)), blocks), desc=f"contention, {method}")):
         levels = range(1, len(handles) + 1)
         for busy in levels if block % 2 == 0 else reversed(levels):

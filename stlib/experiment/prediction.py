@@ -1,17 +1,18 @@
 """Predicted against served: every prediction of a served cell, beside what was served, a row a metric.
 
-A prediction reads of the run its arrivals, its jobs and its probes, never a service time; `recursion` alone, which
-splits the error, takes the measured ones.
+A prediction reads of the run its arrivals, its jobs, its probes and the calibration around it, never a service time;
+`recursion` alone, which splits the error, takes the measured ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from joblib import cpu_count
 
-from stlib.experiment.campaign import arrival_process, read_cell
+from stlib.experiment.calibration import Calibration
+from stlib.experiment.campaign import arrival_process, read_cell, read_fitted
 from stlib.experiment.contention import Speed
 from stlib.experiment.execution_time import ServiceTimeModel
 from stlib.experiment.mix import JobMix
@@ -98,39 +99,49 @@ def machine_factors(table: pd.DataFrame, products: pd.DataFrame, model: ServiceT
     return model.factor(np.mean(probes, axis=0), table["start_s"])
 
 
-def predict_cell(folder: Path, model: ServiceTimeModel, speed: Speed, *, draws: int = 1000,
-                 runs: int = 10_000) -> pd.DataFrame:
+def predict_cell(folder: Path, **sizes) -> pd.DataFrame:
     """Every prediction of a served cell beside what was served: a row a metric, the columns COLUMNS.
 
-    folder: of `run_cell`. draws: of the work, given arrivals and jobs (traced: at each job's machine factor; plain: at
-    factor 1). runs: replications of the prediction beforehand, at the factor probed before the run. Random numbers
-    come from the cell's seed. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had
-    until the last arrival. Raises ValueError for a run in which a job did not complete.
+    folder: of `run_cell`, with the model, the speed and the calibration that it holds. sizes: as of `predict_run`.
     """
-    return predict_run(*read_cell(Path(folder)), model, speed, draws=draws, runs=runs)
+    model, speed, calibration = read_fitted(Path(folder))
+    return predict_run(*read_cell(Path(folder)), model, speed, calibration, **sizes)
 
 
 def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: pd.DataFrame, model: ServiceTimeModel,
-                speed: Speed, *, draws: int = 1000, runs: int = 10_000) -> pd.DataFrame:
-    """`predict_cell` on a run in memory: cell as in cell.json, the tables in order of arrival."""
+                speed: Speed, calibration: pd.DataFrame | None = None, *, draws: int = 1000,
+                runs: int = 10_000) -> pd.DataFrame:
+    """The same for a run in memory: cell as in cell.json, the tables in order of arrival.
+
+    calibration: traced uses the jobs before and after the run, beforehand those before it, plain none; left out, the
+    work is the model's. draws: of the work, given arrivals and jobs (traced: at each job's machine factor; plain: at
+    factor 1). runs: replications of the prediction beforehand, at the factor before the run. Random numbers come from
+    the cell's seed. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had until the last
+    arrival. Raises ValueError for a run in which a job did not complete.
+    """
     if not (table["outcome"] == "completed").all():
         raise ValueError(f"cell {cell['cell']}: {(table['outcome'] != 'completed').sum()} jobs did not complete; a "
                          "prediction is of a run whose jobs all do")
     system = System.of(cell, model, speed, jobs)
+    ahead = around = system
+    if calibration is not None:
+        ahead, around = (system.calibrated(Calibration.fit(rows, model, speed, cell["method"]))
+                         for rows in (calibration[calibration["when"] == "before"], calibration))
     arrival_s, slo_s = table["arrival_s"].to_numpy(), tuple(cell["slo_s"])
     law = MixWork.of(model, JobMix.from_yaml(cell["mix"]), cell["method"], np.random.default_rng([cell["seed"], 1]))
     process = arrival_process(cell["lam"], **cell["arrivals"])
     factor = machine_factors(table, products, model, speed.probe_ratios(cell["method"], cell["replicas"]))
     again = recursion(arrival_s, table["service_s"] + speed.dispatch_s, table["replica"].to_numpy())
 
-    def simulated(draw, n_runs):
-        return finite_run(system.complete(draw), system.k, n_runs, np.random.default_rng([cell["seed"], 2]),
-                          slo_s=slo_s, **system.options)
+    def simulated(of, draw, n_runs):
+        return finite_run(of.complete(draw), of.k, n_runs, np.random.default_rng([cell["seed"], 2]), slo_s=slo_s,
+                          **of.options)
 
-    traced, plain = (simulated(system.given_jobs(arrival_s, jobs, f), draws) for f in (factor, np.ones(len(jobs))))
-    anew, given = (simulated(system.beforehand(law, arrivals, len(jobs)), runs)
+    traced, plain = (simulated(of, of.given_jobs(arrival_s, jobs, f), draws)
+                     for of, f in ((around, factor), (system, np.ones(len(jobs)))))
+    anew, given = (simulated(ahead, ahead.beforehand(law, arrivals, len(jobs)), runs)
                    for arrivals in (process.sample, lambda n, rng: arrival_s))
-    formula = system.formula(law, process, len(jobs))
+    formula = ahead.formula(law, process, len(jobs))
     served, recursed = (job_metrics(one, slo_s=slo_s) for one in (table, again))
     known = {name: cell[name] for name in ("cell", "run", "method", "replicas", "routing", "rho", "n_jobs", "seed")}
     known |= {"workload": cell["mix"], "arrivals": cell["arrivals"]["name"],
@@ -155,7 +166,7 @@ def error_split(rows: pd.DataFrame) -> pd.DataFrame:
 
     approximation: from the formula to the median of finite runs beforehand (NaN without a formula). sampling: to these
     arrivals and jobs (plain; also from the factor probed before the run to factor 1). machine: to each job's factor
-    (traced). service fit: to the measured service times (recursion). overhead: to what was served.
+    and the calibration (traced). service fit: to the measured service times (recursion). overhead: to what was served.
     """
     chain = rows[["formula", "beforehand_median", "plain", "traced", "recursion", "served"]]
     parts = chain.diff(axis=1).iloc[:, 1:].set_axis(["approximation", "sampling", "machine", "service fit", "overhead"],
@@ -167,8 +178,9 @@ def error_split(rows: pd.DataFrame) -> pd.DataFrame:
 class System:
     """What a cell's predictions simulate.
 
-    speed: (k + 1,). factor: the machine's before the run. work_se: relative standard error of the work of all jobs of a
-    run alike: of the speed of its processes, of the fit, and of `speed`.
+    speed: (k + 1,). factor: the machine's before the run. ratio: of whole jobs' seconds to the model's. work_se:
+    relative standard error of the work of all jobs of a run alike: the calibration's, or, without one, of the speed of
+    its processes, of the fit, and of `speed`.
     """
 
     model: ServiceTimeModel
@@ -179,6 +191,7 @@ class System:
     dispatch_s: float
     factor: float
     work_se: float
+    ratio: float = 1.0
 
     @classmethod
     def of(cls, cell: dict, model: ServiceTimeModel, speed: Speed, jobs: pd.DataFrame) -> "System":
@@ -188,6 +201,10 @@ class System:
         parts = (model.process_sd / np.sqrt(k), mean.mean_se_s / mean.mean_s, speed.relative_se(method, k))
         return cls(model, method, k, cell["routing"], speed.of(method, k), speed.dispatch_s, cell["factor"],
                    float(np.linalg.norm(parts)))
+
+    def calibrated(self, by: Calibration) -> "System":
+        """The same with the work that whole jobs showed."""
+        return replace(self, ratio=by.ratio, work_se=by.se)
 
     @property
     def options(self) -> dict:
@@ -220,7 +237,7 @@ class System:
 
         def completed(rng, m):
             arrival_s, work, factor, estimate = draw(rng, m)
-            level = factor**self.model.gamma * np.exp(self.work_se * rng.standard_normal((m, 1)))
+            level = self.ratio * factor**self.model.gamma * np.exp(self.work_se * rng.standard_normal((m, 1)))
             work = with_probes(arrival_s, work * level + self.dispatch_s, self.model.probe_cost_s * level, estimate,
                                self.k, rng, **self.options)
             return arrival_s, work, estimate
@@ -231,7 +248,7 @@ class System:
         """Mean response and wait of M/G/k at the factor before the run, all replicas at speed[k]; {} if not valid."""
         if not isinstance(process, Poisson) or (self.k > 1 and self.routing != "central"):
             return {}
-        level = self.factor**self.model.gamma
+        level = self.ratio * self.factor**self.model.gamma
         rng = np.random.default_rng(0)
         arrival_s, work, _, estimate = self.beforehand(law, process.sample, n)(rng, 50)
         probes = with_probes(arrival_s, work * level, self.model.probe_cost_s * level, estimate, self.k, rng,

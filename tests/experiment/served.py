@@ -64,6 +64,20 @@ def serve(cell: dict, model: ServiceTimeModel, rng, speed: Speed = SPEED) -> tup
     return cell, table, jobs, products
 
 
+def calibration_rows(model, rng, *, ratio: dict, n_jobs=50, replicas=1, factor=1.1, method="sequential",
+                     speed: Speed = SPEED) -> pd.DataFrame:
+    """What `side_by_side` measures before and after a run; ratio: for each `when` how much longer than by the model."""
+    parts = []
+    for i, (when, longer) in enumerate(ratio.items()):
+        for replica in range(replicas):
+            jobs, path = JobMix.from_yaml("stories_exact").sample(n_jobs, rng), factor * model.factor_path(n_jobs, rng)
+            run_s = longer * model.sample_s(jobs, method, rng, factor=path) / speed.of(method, replicas)[replicas]
+            parts.append(jobs.assign(
+                when=when, replica=replica, at_s=1000.0 * i + run_s.cumsum(), run_s=run_s,
+                probe_s=path * model.probe_s * speed.probe_ratios(method, replicas)[replicas]))
+    return pd.concat(parts, ignore_index=True)
+
+
 def _events(arrival_s, work, probe_s, estimate, k, routing, speed, rng) -> dict:
     n, t, i = len(work), 0.0, 0
     out = {name: np.zeros(n) for name in ("start", "finish")}

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import ray
 import yaml
-from served import SPEED, a_cell, fitted_model, serve
+from served import SPEED, a_cell, calibration_rows, fitted_model, serve
 
 from stlib import paths
 from stlib.experiment import JobMix, campaign
@@ -34,8 +35,8 @@ def simulated(model, monkeypatch):
         return table, products, {"job_seconds": 1.0, "elapsed_s": 2.0}
 
     monkeypatch.setattr(campaign, "serve", serve_simulated)
-    monkeypatch.setattr(campaign, "warm_up", lambda handles, jobs, method: None)
-    monkeypatch.setattr(campaign, "_probed_factor", lambda handle, model: 1.1)
+    monkeypatch.setattr(campaign, "side_by_side", lambda handles, jobs, method, label: calibration_rows(
+        model, np.random.default_rng(2), replicas=len(handles), method=method, ratio={label: 1.0}))
 
 
 def small(**cells):
@@ -48,7 +49,7 @@ def run(number, model, folder, plan=None, **options):
 
 def test_the_committed_campaign_is_the_issue_s():
     plan = Campaign.from_yaml()
-    assert plan.n_jobs == 300 and plan.slo_factors == (2, 3, 5) and plan.baseline == "sequential"
+    assert (plan.n_jobs, plan.calibration, plan.slo_factors, plan.baseline) == (300, 50, (2, 3, 5), "sequential")
     assert [cell.replicas for cell in plan.cells.values()] == [1, 1, 1, 1, 1, 2, 2, 2, 1, 2]
     assert [cell.rho for cell in plan.cells.values()] == [0.5, 0.75, None, 0.7, 0.8, 0.75, None, 0.75, 0.75, 0.8]
     assert [cell.same_as for cell in plan.cells.values()] == [None, None, 2, None, None, None, 6, None, None, None]
@@ -101,12 +102,16 @@ def test_a_cell_is_kept_whole_and_not_repeated(simulated, model, tmp_path, capsy
     cell, table, jobs, products = read_cell(folder)
     mix = JobMix.from_yaml("stories_exact")
     assert cell["rho"] == pytest.approx(0.75)
-    assert cell["lam"] == pytest.approx(
-        0.75 * 2 * 0.85 / (mean_work_s(model, mix, "sequential", probes=1) * 1.1**model.gamma))
-    assert cell["factor"] == 1.1 and cell["seed"] == 14 and not cell["generator_limited"]
+    work_s = mean_work_s(model, mix, "sequential", probes=1) * cell["factor"]**model.gamma * cell["ratio"]
+    assert cell["lam"] == pytest.approx(0.75 * 2 * 0.85 / work_s)
+    assert cell["factor"] == pytest.approx(1.1, rel=0.1) and cell["ratio"] == pytest.approx(1, abs=0.05)
+    assert cell["seed"] == 86 and not cell["generator_limited"]
+    whole = pd.read_parquet(folder / "calibration.parquet")
+    assert whole.groupby(["when", "replica"]).size().to_dict() == {
+        (when, replica): 50 for when in ("before", "after") for replica in (0, 1)}
     assert cell["provenance"]["commit"] and (cell["job_seconds"], cell["elapsed_s"]) == (1.0, 2.0)
     assert (table["job_id"] == jobs["job_id"]).all() and (products["job_id"] == jobs["job_id"]).all()
-    assert len(predict_cell(folder, model, SPEED, draws=40, runs=40)) == 7
+    assert len(predict_cell(folder, draws=40, runs=40)) == 7
     assert run(6, model, tmp_path) == folder and "1 runs kept\n" in capsys.readouterr().out
     assert run(6, model, tmp_path, again=True).name == "cell_6_run_2" and folder.exists()
     other = replace(small(), seed=9)  # another cell under the same number
@@ -132,7 +137,7 @@ def test_an_interrupted_cell_leaves_nothing(simulated, model, tmp_path, monkeypa
         assert not finished(tmp_path, 1)
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(campaign.json, "dumps", raising(OSError))  # the last file of the folder
-        campaign._keep(tmp_path, {"cell": 1, "run": 1}, {})
+        campaign._keep(tmp_path, {"cell": 1, "run": 1}, {}, {})
     assert not finished(tmp_path, 1)
     assert run(1, model, tmp_path).name == "cell_1_run_1"
     assert [one.name for one in (tmp_path / "served").iterdir()] == ["cell_1_run_1"]
@@ -156,6 +161,6 @@ def test_a_real_cell_is_served_and_predicted(model, tmp_path):
     assert (table["outcome"] == "completed").all() and set(products["probes"]) <= {1, 2}
     area = (table["reply_s"] - table["arrival_s"]).sum()
     assert cell["job_seconds"] == pytest.approx(area, rel=0.01)
-    rows = predict_cell(folder, model, SPEED, draws=40, runs=40)
+    rows = predict_cell(folder, draws=40, runs=40)
     recursion = rows["recursion"] / rows["served"]
     assert recursion.iloc[0] == pytest.approx(1, abs=0.05)

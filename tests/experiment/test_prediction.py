@@ -10,9 +10,8 @@ from scipy import stats
 from served import SPEED, a_cell, fitted_model, serve
 
 from stlib import paths
-from stlib.experiment import JobMix, ServiceTimeModel
+from stlib.experiment import JobMix
 from stlib.experiment.campaign import read_cell
-from stlib.experiment.contention import Speed
 from stlib.experiment.prediction import (
     COLUMNS,
     MixWork,
@@ -186,12 +185,10 @@ FOLDERS = sorted((paths.REFERENCE / "served").glob("cell_*_run_*"))
 @pytest.mark.skipif(not FOLDERS, reason="no served cell is committed yet")
 def test_every_committed_row_is_recomputed():
     committed = pd.read_csv(paths.REFERENCE / "validation.csv")
-    model = ServiceTimeModel.from_json(paths.REFERENCE / "service_time.json")
-    speed = Speed.from_json(paths.REFERENCE / "speed.json")
     assert set(zip(committed["cell"], committed["run"], strict=True)) == {
         tuple(read_cell(folder)[0][name] for name in ("cell", "run")) for folder in FOLDERS}
     for folder in FOLDERS:
-        rows = predict_cell(folder, model, speed)
+        rows = predict_cell(folder)
         one = committed[(committed["cell"] == rows["cell"][0]) & (committed["run"] == rows["run"][0])]
         pd.testing.assert_frame_equal(one.reset_index(drop=True), rows, check_dtype=False, rtol=1e-6)
 
