@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import ray
 
-from stlib import paths
 from stlib.experiment.measurement import FreshReplicas, Store, export, measure, provenance, reference, run_on
 from stlib.serving.replica import start_ray, start_replica, stop_replica
 
@@ -152,7 +151,7 @@ measure(plan, lambda row: sleeper.run(row)[1], Announced(sys.argv[1]), "none")
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_and_repeat_nothing(tmp_path):
+def test_twenty_kills_lose_and_repeat_nothing(tmp_path, record_summary):
     """SIGKILL at 20 random moments: every acknowledged row stays, none is there twice, the rest is completed."""
     file, rng, acknowledged = tmp_path / "rows.jsonl", np.random.default_rng(20), set()
     command = [sys.executable, "-c", CAMPAIGN, str(file)]
@@ -171,11 +170,9 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path):
     rows = whole_lines(file)
     assert len(rows) == 400 == len({row["key"] for row in rows})
     assert all(row["at_s"] == before[row["key"]]["at_s"] for row in rows if row["key"] in before)
-    folder = paths.REFERENCE / "validate"
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = {"kills": 20, "rows": 400, "acknowledged_before_the_last_kill": len(acknowledged),
-               "kept_by_the_store": len(before), "measured_on_resume": 400 - len(before), "lost": 0, "repeated": 0}
-    (folder / "kills.json").write_text(json.dumps(summary, indent=1) + "\n")
+    record_summary("kills", {
+        "kills": 20, "rows": 400, "acknowledged_before_the_last_kill": len(acknowledged),
+        "kept_by_the_store": len(before), "measured_on_resume": 400 - len(before), "lost": 0, "repeated": 0})
 
 
 def whole_lines(file):

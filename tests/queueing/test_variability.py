@@ -1,4 +1,3 @@
-import json
 import runpy
 
 import numpy as np
@@ -88,7 +87,7 @@ def test_a_few_samples_of_each_case_get_the_expected_model(name):
 
 
 @pytest.mark.slow
-def test_200_samples_of_each_case():
+def test_200_samples_of_each_case(record_summary):
     summary = {}
     for name, (arrivals, _, expected) in CASES.items():
         models, not_poisson = answers(name, 200)
@@ -98,10 +97,7 @@ def test_200_samples_of_each_case():
         if isinstance(arrivals, Poisson):
             assert not_poisson <= 20, (name, not_poisson)
     assert summary["MMPP SCV 2 dispersion 4, exponential"]["models"]["simulate"] >= 180
-    folder = paths.REFERENCE / "validate"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = {"samples": 200, "arrivals": N, "cases": summary}
-    (folder / "select_model.json").write_text(json.dumps(text, indent=1) + "\n")
+    record_summary("select_model", {"samples": 200, "arrivals": N, "cases": summary})
 
 
 @pytest.mark.parametrize("intervals", [exponential, lognormal, hyperexponential, gamma])
