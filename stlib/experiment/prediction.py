@@ -213,7 +213,7 @@ class System:
 
     def given_jobs(self, arrival_s, jobs: pd.DataFrame, factor):
         """draw(rng, m): these arrivals, this list of jobs at their machine factors (n,), and work drawn anew."""
-        estimate = self.model.mean_s(jobs, self.method, factor=self.factor, probes=1)
+        estimate = self.ratio * self.model.mean_s(jobs, self.method, factor=self.factor, probes=1)
 
         def draw(rng, m):
             work = self.model.sample_s(jobs, self.method, rng, draws=m)
@@ -227,7 +227,7 @@ class System:
         def draw(rng, m):
             arrival_s = np.stack([arrivals(n, rng) for _ in range(m)])
             work, mean = law.sample(rng, (m, n))
-            estimate = (mean + self.model.probe_cost_s) * self.factor**self.model.gamma
+            estimate = self.ratio * (mean + self.model.probe_cost_s) * self.factor**self.model.gamma
             return arrival_s, work, self.factor * self.model.factor_path(n, rng, m), estimate
 
         return draw
