@@ -213,3 +213,7 @@ def test_the_readme_states_the_committed_errors():
     said = (paths.ROOT / "README.md").read_text()
     for number in (error.median()["mean"], error.max()["mean"], error.median()["p95"]):
         assert f"{100 * number:.1f} %" in said
+    slo = rows[rows["metric"] == "slo"]
+    nearest = slo.loc[(slo["traced"] - 0.8).abs().groupby(slo["cell"]).idxmin()]
+    points = 100 * (nearest["traced"] - nearest["served"]).abs().median()
+    assert f"{points:.1f} percentage points" in said
