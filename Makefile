@@ -34,7 +34,8 @@ PDF := $(if $(filter smoke,$(PROFILE)),$(OUT)/report.pdf,report/report.pdf)
 
 GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml
 EXPERIMENT := $(wildcard stlib/experiment/*.py) $(wildcard data/mixes/*.yml)
-SERVING := $(wildcard stlib/serving/*.py)
+PREDICTION := $(wildcard stlib/prediction/*.py)
+SERVING := $(wildcard stlib/serving/*.py stlib/serving/workloads/*.py)
 QUEUEING := $(wildcard stlib/queueing/*.py)
 REPORT := stlib/report.py stlib/paths.py
 
@@ -71,7 +72,7 @@ $(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT)
 $(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml
 $(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(OUT)/01_pipeline_baseline.ipynb
-$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml $(OUT)/05_execution_time_anova.ipynb
+$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml $(OUT)/05_execution_time_anova.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
 $(PDF): report/main.tex $(EXECUTED)

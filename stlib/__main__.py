@@ -67,9 +67,10 @@ def serve(
     model: ModelFile = MODEL, speed: SpeedFile = SPEED,
 ):
     """Serve stories over HTTP: a page, POST /stories, the OpenAI Images call."""
-    from stlib.experiment.campaign import service_estimator
-    from stlib.serving.api import listen, make_app, run
+    from stlib.experiment.costs import service_estimator
+    from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
+    from stlib.serving.server import listen, run
 
     sock = listen(host, port, token)
     estimate = service_estimator(*_fitted(model, speed), method, replicas, probes=float(probe))
@@ -91,8 +92,8 @@ def predict(
     model: ModelFile = MODEL, speed: SpeedFile = SPEED,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
-    from stlib.experiment.campaign import named_arrivals
-    from stlib.experiment.prediction import Service
+    from stlib.prediction.cell import named_arrivals
+    from stlib.prediction.predict import Service
     from stlib.queueing.planning import max_rate, min_replicas
     from stlib.queueing.simulation import replication_interval
 
@@ -140,8 +141,8 @@ def replay(
     """Serve jobs for real and show the metrics beside their prediction."""
     from dataclasses import replace
 
-    from stlib.experiment.campaign import Campaign, Cell, named_arrivals, run_cell
-    from stlib.experiment.prediction import predict_cell
+    from stlib.prediction.cell import Campaign, Cell, named_arrivals, run_cell
+    from stlib.prediction.compare import predict_cell
     from stlib.serving.replica import start_replica
 
     campaign = Campaign.from_yaml()
@@ -163,7 +164,7 @@ def replay(
 
 def _fitted(model: Path, speed: Path) -> tuple:
     from stlib.experiment import ServiceTimeModel
-    from stlib.experiment.contention import Speed
+    from stlib.experiment.machine import Speed
 
     for file, option, notebook in ((model, "--model", "05"), (speed, "--speed", "08")):
         if not file.exists():

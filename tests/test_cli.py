@@ -11,7 +11,7 @@ import pytest
 
 from stlib import paths
 
-sys.path.insert(0, str(paths.ROOT / "tests" / "experiment"))
+sys.path.insert(0, str(paths.ROOT / "tests" / "prediction"))
 from served import SPEED, fitted_model
 
 

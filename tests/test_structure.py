@@ -20,6 +20,7 @@ ROOMS_IT_MAY_USE = {
     "queueing": {"queueing"},
     "serving": {"serving", "generation", "queueing"},
     "experiment": {"experiment", "serving", "generation", "queueing"},
+    "prediction": {"prediction", "experiment", "serving", "generation", "queueing"},
 }
 LIMITS_S = {"smoke": 720, "quick": 1800}  # the whole workbook, all thirteen notebooks
 
@@ -61,7 +62,7 @@ def code_lines(file: Path) -> int:
 
 def test_library_stays_thin():
     sizes = {str(file.relative_to(paths.ROOT)): code_lines(file) for file in LIBRARY}
-    assert sum(sizes.values()) <= 4100, sizes
+    assert sum(sizes.values()) <= 4200, sizes
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)

@@ -1,4 +1,4 @@
-"""Designed experiments: factorial designs, what a fraction confounds, and the order of the runs.
+"""Designed experiments: factorial designs, what a fraction confounds, the order of the runs, analysis of variance.
 
 A term is a factor's name or an interaction such as "method:steps".
 """
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import statsmodels.formula.api as smf
 import yaml
 from pyDOE3 import fracfact, fullfact
+from statsmodels.stats.anova import anova_lm
 
 from stlib import paths
 
@@ -98,28 +100,6 @@ def run_order(design: pd.DataFrame, rng: np.random.Generator, replicates: int = 
     return runs.iloc[np.lexsort((rng.random(len(runs)), runs["block"]))].reset_index(drop=True)
 
 
-def story_pool(name: str) -> list[dict]:
-    """A committed pool of stories, dicts with `prompt` and `captions`. Raises ValueError for an unknown name."""
-    pools = yaml.safe_load((paths.DATA / "prompts.yml").read_text())
-    if name not in pools:
-        raise ValueError(f"no story pool {name!r}: data/prompts.yml has {', '.join(pools)}")
-    return pools[name]
-
-
-def as_story_jobs(runs: pd.DataFrame, stories: list[dict], rng: np.random.Generator) -> pd.DataFrame:
-    """Give each run a random story of the pool (dicts with `prompt` and `captions`) and a seed of its own.
-
-    The LLM decodes exactly `llm_tokens`; where that is 0 the job is captions alone (its llm_tokens, unused, become 1).
-    """
-    drawn = [stories[i] for i in rng.integers(len(stories), size=len(runs))]
-    llm = runs["llm_tokens"] > 0
-    return runs.assign(prompt=[story["prompt"] if one else "" for story, one in zip(drawn, llm, strict=True)],
-                       captions=[tuple(story["captions"][:panels])
-                                 for story, panels in zip(drawn, runs["n_panels"], strict=True)],
-                       exact_tokens=llm, llm_tokens=runs["llm_tokens"].clip(lower=1),
-                       seed=rng.integers(2**31, size=len(runs)))
-
-
 def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.DataFrame]:
     """The experiments of a design file, by name: each a table of runs in their order.
 
@@ -162,3 +142,22 @@ def _columns(design: pd.DataFrame, term: str, centre: bool = True) -> np.ndarray
 def _share_direction(one: np.ndarray, other: np.ndarray) -> bool:
     ranks = [np.linalg.matrix_rank(columns) for columns in (one, other, np.column_stack([one, other]))]
     return ranks[2] < ranks[0] + ranks[1]
+
+
+def anova(rows: pd.DataFrame, terms: list[str], response: str = "run_s", covariates=("C(block, Sum)",), typ: int = 2):
+    """The table of an analysis of variance, and the fitted model for its residuals.
+
+    rows: one a run, its factors and `response`. terms: factors and interactions ("method:steps"), all taken as
+    categories in deviation coding, as sums of squares of type III need it. covariates: further terms of the formula.
+    The table has, a term: degrees of freedom, F and p (robust to unequal variances, HC3), and partial eta squared,
+    SS / (SS + residual SS) from the ordinary sums of squares. Raises ValueError as `check_estimable`.
+    """
+    check_estimable(rows, terms)
+    coded = [":".join(f"C({factor}, Sum)" for factor in term.split(":")) for term in terms]
+    fit = smf.ols(f"{response} ~ " + " + ".join([*coded, *covariates]), rows).fit()
+    plain, robust = anova_lm(fit, typ=typ), anova_lm(fit, typ=typ, robust="hc3")
+    squares = plain["sum_sq"]
+    table = pd.DataFrame({"term": terms, "df": plain.loc[coded, "df"].to_numpy(int),
+                          "F": robust.loc[coded, "F"].to_numpy(), "p": robust.loc[coded, "PR(>F)"].to_numpy(),
+                          "partial_eta_sq": (squares / (squares + squares["Residual"]))[coded].to_numpy()})
+    return table, fit

@@ -258,3 +258,37 @@ def _refuse_bad_times(times: np.ndarray, where: str, offset: int) -> None:
         if bad.any():
             i = int(bad.argmax())
             raise ValueError(f"{where}{i + offset}: {times[i]} {problem}")
+
+
+def arrival_process(rate: float | None, name: str = "poisson", scv: float = 1.0, idc: float = 1.0):
+    """The arrival process of that rate: Poisson, an MMPP(2) of this SCV and index of dispersion, or a trace.
+
+    A trace is named by its CSV file, whose first column holds the times; they are stretched to the rate, if there is
+    one.
+    """
+    if name.endswith(".csv"):
+        trace = Trace.from_csv(name, pd.read_csv(name, nrows=0).columns[0])
+        return trace if rate is None else Trace(trace.arrival_s * trace.rate / rate)
+    return Poisson(rate) if idc == 1 else fit_mmpp2(rate, scv, idc)
+
+
+def fit_mmpp2(rate: float, scv: float, idc: float, burst_share: float = 0.5) -> MMPP2:
+    """The MMPP(2) of this rate, SCV of inter-arrival times and index of dispersion over long windows, 1 < scv <= idc.
+
+    These leave one of its four parameters open; `burst_share`, the share of time in the phase of higher rate, closes
+    the fit. With V the variance of the momentary rate and s the sum of the switching rates, the stationary equation
+    pi (D0 + D1) = 0 gives idc = 1 + 2 V / (rate s) and scv = 1 + 2 V / (rate s + rate1 rate2). Without s this is a
+    quadratic in x = sqrt(V) / rate with one positive root, which leaves rate2 >= 0; at scv = idc phase 2 is silent.
+    Raises ValueError outside the range: no MMPP(2) has scv > idc.
+    """
+    checks.positive(rate=rate)
+    if not (1 < scv <= idc < np.inf and 0 < burst_share < 1):
+        raise ValueError(f"scv = {scv}, idc = {idc}, burst_share = {burst_share}: an MMPP(2) needs 1 < scv <= idc and "
+                         "a share in (0, 1); take Poisson for scv = idc = 1 and Renewal for scv > idc")
+    odds = math.sqrt((1 - burst_share) / burst_share)
+    skew = odds - 1 / odds
+    a = 1 + 2 * (idc - scv) / ((scv - 1) * (idc - 1))
+    x = (skew + math.sqrt(skew**2 + 4 * a)) / (2 * a)
+    switching = 2 * x**2 * rate / (idc - 1)
+    return MMPP2(rate * (1 + x * odds), max(rate * (1 - x / odds), 0.0), switching * (1 - burst_share),
+                 switching * burst_share)

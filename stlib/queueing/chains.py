@@ -11,7 +11,7 @@ import numpy as np
 from scipy import linalg, sparse, stats
 
 from stlib.queueing import checks
-from stlib.queueing.formulas import QueueMetrics, metrics
+from stlib.queueing.checks import QueueMetrics, metrics
 from stlib.queueing.phase_type import PhaseType
 
 MAX_CONFIGURATIONS = 2000

@@ -1,6 +1,9 @@
-"""Refusals shared by the queueing modules: every message gives the value, the allowed range and the remedy."""
+"""What every model of a queue shares: its metrics, and refusals that give value, allowed range and remedy."""
 
 import math
+from dataclasses import dataclass
+
+import numpy as np
 
 
 def positive(**values: float) -> None:
@@ -31,3 +34,57 @@ def stable(rho: float) -> None:
             f"rho = {rho:.6g} must be below 1 for a steady state; lower the arrival rate, shorten the service, "
             "add servers, or simulate a finite run"
         )
+
+
+def check_jobs(arrival_s, work_s, work_estimate_s=None):
+    """Contiguous arrays: arrivals (runs, n), work (runs, n, methods) and estimates (runs, n), (runs, 0) if None."""
+    arrival, work = np.asarray(arrival_s, float), np.asarray(work_s, float)
+    if arrival.ndim != 2 or arrival.size == 0:
+        raise ValueError(f"arrival_s has shape {arrival.shape[1:]}: give a sequence (n,) of at least one arrival time")
+    _check_seconds("arrival_s", arrival, arrival.shape)
+    falls = arrival[:, 1:] < arrival[:, :-1]
+    if falls.any():
+        run, i = np.unravel_index(falls.argmax(), falls.shape)
+        raise ValueError(
+            f"arrival_s falls from {arrival[run, i]:g} to {arrival[run, i + 1]:g} s at job {i + 1}: "
+            "arrivals must be in order of time; sort the jobs by arrival"
+        )
+    _check_seconds("work_s", work, arrival.shape + work.shape[2:3])
+    work = work[..., None] if work.ndim == 2 else work
+    if work_estimate_s is None:
+        return _for_kernel(arrival), _for_kernel(work), np.empty((len(arrival), 0))
+    estimate = np.asarray(work_estimate_s, float)
+    _check_seconds("work_estimate_s", estimate, arrival.shape)
+    return _for_kernel(arrival), _for_kernel(work), _for_kernel(estimate)
+
+
+def _for_kernel(values):
+    """One memory layout, for numba compiles anew for each: also for a table's read-only column."""
+    return np.require(values, requirements=["C", "W", "A"])
+
+
+def _check_seconds(name, values, shape):
+    if values.shape != shape or values.size == 0:
+        raise ValueError(f"{name} has shape {values.shape[1:]}, expected {shape[1:]}: one entry for each job")
+    if not (values.min() >= 0 and values.max() < np.inf):
+        wrong = np.argmax(~((values >= 0) & (values < np.inf)))
+        index = tuple(map(int, np.unravel_index(wrong, shape)))[1:]
+        raise ValueError(f"{name}{list(index)} is {values.flat[wrong]}: give finite seconds >= 0")
+
+
+@dataclass(frozen=True)
+class QueueMetrics:
+    """Steady-state means: utilisation `rho` of a server, wait in queue `wq` and response time `w` (seconds),
+    jobs waiting `lq` and jobs in the system `l`."""
+
+    rho: float
+    wq: float
+    w: float
+    lq: float
+    l: float
+
+
+def metrics(lam: float, wq: float, mean_s: float, k: int) -> QueueMetrics:
+    """Complete the mean wait `wq` to all five metrics by Little's law (Little, 1961)."""
+    w = wq + mean_s
+    return QueueMetrics(float(lam * mean_s / k), float(wq), float(w), float(lam * wq), float(lam * w))

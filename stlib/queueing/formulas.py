@@ -6,36 +6,20 @@ server, `k` the number of servers, `scv` a squared coefficient of variation (var
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special
 
 from stlib.queueing import checks
+from stlib.queueing.chains import mphk
+from stlib.queueing.checks import QueueMetrics, metrics
+from stlib.queueing.phase_type import PhaseType
 
 SERIES_UP_TO_RHO = 0.8  # below it mdk sums a series, above it uses roots: each where it is accurate and quick
 SERIES_CHUNK = 1024
 BENT_UP_TO_K = 32  # servers; the chain behind mgk's exponent would take long for more
 BENT_UP_TO_RHO = 0.999  # nearer to 1 the exponent cannot be told from 1
-
-
-@dataclass(frozen=True)
-class QueueMetrics:
-    """Steady-state means: utilisation `rho` of a server, wait in queue `wq` and response time `w` (seconds),
-    jobs waiting `lq` and jobs in the system `l`."""
-
-    rho: float
-    wq: float
-    w: float
-    lq: float
-    l: float
-
-
-def metrics(lam: float, wq: float, mean_s: float, k: int) -> QueueMetrics:
-    """Complete the mean wait `wq` to all five metrics by Little's law (Little, 1961)."""
-    w = wq + mean_s
-    return QueueMetrics(float(lam * mean_s / k), float(wq), float(w), float(lam * wq), float(lam * w))
 
 
 def _check(lam: float, mean_s: float, k: int = 1, **scvs: float) -> None:
@@ -142,9 +126,6 @@ def mgk(lam: float, mean_s: float, scv_s: float, k: int) -> QueueMetrics:
 @lru_cache(maxsize=1024)
 def _power(lam: float, mean_s: float, k: int) -> float:
     """The exponent of `mgk` that makes it exact for Erlang service of two phases."""
-    from stlib.queueing.chains import mphk  # chains builds on this module
-    from stlib.queueing.phase_type import PhaseType
-
     constant, exponential = mdk(lam, mean_s, k).wq, mmk(lam, 1 / mean_s, k).wq
     erlang2 = mphk(lam, PhaseType.erlang(2, mean_s), k).wq
     if not constant < erlang2 < exponential:  # waits so short that rounding orders them

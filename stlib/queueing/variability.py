@@ -3,7 +3,6 @@
 Every test here has a known null law (exact, or chi-square or Kolmogorov's in the limit), so no bootstrap is needed.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from stlib.queueing import checks
-from stlib.queueing.arrivals import MMPP2, Trace
+from stlib.queueing.arrivals import Trace
 
 MODELS = ("M/M/k", "M/G/k", "GI/G/k", "simulate")
 LEVEL = 0.05  # of the whole family of tests
@@ -69,28 +68,6 @@ def service_variability(service_s) -> Variability:
     size = min(BLOCK, len(services) // 10)
     sums = services[: len(services) // size * size].reshape(-1, size).sum(axis=1)
     return _summary(services, float(sums.var(ddof=1) / (size * services.mean() ** 2)))
-
-
-def fit_mmpp2(rate: float, scv: float, idc: float, burst_share: float = 0.5) -> MMPP2:
-    """The MMPP(2) of this rate, SCV of inter-arrival times and index of dispersion over long windows, 1 < scv <= idc.
-
-    These leave one of its four parameters open; `burst_share`, the share of time in the phase of higher rate, closes
-    the fit. With V the variance of the momentary rate and s the sum of the switching rates, the stationary equation
-    pi (D0 + D1) = 0 gives idc = 1 + 2 V / (rate s) and scv = 1 + 2 V / (rate s + rate1 rate2). Without s this is a
-    quadratic in x = sqrt(V) / rate with one positive root, which leaves rate2 >= 0; at scv = idc phase 2 is silent.
-    Raises ValueError outside the range: no MMPP(2) has scv > idc.
-    """
-    checks.positive(rate=rate)
-    if not (1 < scv <= idc < np.inf and 0 < burst_share < 1):
-        raise ValueError(f"scv = {scv}, idc = {idc}, burst_share = {burst_share}: an MMPP(2) needs 1 < scv <= idc and "
-                         "a share in (0, 1); take Poisson for scv = idc = 1 and Renewal for scv > idc")
-    odds = math.sqrt((1 - burst_share) / burst_share)
-    skew = odds - 1 / odds
-    a = 1 + 2 * (idc - scv) / ((scv - 1) * (idc - 1))
-    x = (skew + math.sqrt(skew**2 + 4 * a)) / (2 * a)
-    switching = 2 * x**2 * rate / (idc - 1)
-    return MMPP2(rate * (1 + x * odds), max(rate * (1 - x / odds), 0.0), switching * (1 - burst_share),
-                 switching * burst_share)
 
 
 def select_model(arrivals, services, k: int) -> ModelChoice:

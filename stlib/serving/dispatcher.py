@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from stlib.queueing.checks import nonnegative, whole
-from stlib.queueing.jobs import OUTCOMES
+from stlib.queueing.job_table import OUTCOMES
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving.replica import start_ray, start_replica, stop_replica
-from stlib.serving.workload import make_workload
+from stlib.serving.workloads import make_workload
 
 ONLY = "only"  # the table's method where the workload has none, as in the simulator
 CLOCK_S = 1e-6  # asyncio's timers may ring early by less

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from stlib.queueing.jobs import job_table
-from stlib.queueing.runs import check_jobs
+from stlib.queueing.checks import check_jobs
+from stlib.queueing.job_table import job_table
 from stlib.serving.dispatcher import Dispatcher
 
 LAG_S, LAG_SHARE = 0.005, 0.01  # the generator keeps up if 99 % of its lags are below the larger

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from stlib.serving.workload import Workload, make_workload
+from stlib.serving.workloads import Workload, make_workload
 
 CONNECT_S = 5.0
 LOAD_S = 300.0

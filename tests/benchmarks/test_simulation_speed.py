@@ -14,8 +14,9 @@ import ciw
 import numpy as np
 
 from stlib import paths
-from stlib.queueing import kernels, runs
-from stlib.queueing.jobs import job_metrics
+from stlib.queueing import kernels
+from stlib.queueing import simulation as runs
+from stlib.queueing.job_table import job_metrics
 from stlib.queueing.simulation import finite_run, simulate
 
 LAM, MEAN_S, SCV, K = 1.6, 1.0, 0.2, 2

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from stlib.experiment.anova import anova
-from stlib.experiment.design import full_factorial, run_order
+from stlib.experiment.design import anova, full_factorial, run_order
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,14 @@ import pytest
 
 from stlib.experiment.design import (
     aliases,
-    as_story_jobs,
     check_estimable,
     fractional_factorial,
     full_factorial,
     read_design,
     run_order,
-    story_pool,
     terms_up_to,
 )
+from stlib.experiment.jobs import as_story_jobs, story_pool
 from stlib.generation import StoryJob
 
 LEVELS = {name: [0, 1] for name in "abcde"}

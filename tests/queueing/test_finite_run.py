@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stlib.queueing.jobs import job_metrics
+from stlib.queueing.job_table import job_metrics
 from stlib.queueing.simulation import finite_run, replication_interval, simulate
 
 METRICS = ("mean", "wq", "p95", "slo_2")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from stlib.queueing.chains import MAX_CONFIGURATIONS, mphk
+from stlib.queueing.checks import QueueMetrics, check_jobs
 from stlib.queueing.formulas import (
-    QueueMetrics,
     erlang_c,
     gigk,
     lee_longton,
@@ -23,7 +23,7 @@ from stlib.queueing.formulas import (
     mmk_response_tail,
 )
 from stlib.queueing.phase_type import PhaseType
-from stlib.queueing.runs import check_jobs, run_jobs
+from stlib.queueing.simulation import run_jobs
 
 RHO = st.floats(0.01, 0.99)
 SERVERS = st.integers(1, 64)

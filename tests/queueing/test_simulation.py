@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from plain_loop import plain_loop
 
 from stlib.queueing import kernels
-from stlib.queueing.jobs import job_metrics
+from stlib.queueing.job_table import job_metrics
 from stlib.queueing.simulation import ROUTINGS, recursion, replication_interval, simulate
 
 METHODS = ("slow", "quick")
@@ -279,7 +279,7 @@ def test_imports_where_no_cache_can_be_written(tmp_path):
 TEN_MILLION_JOBS = """
 import resource
 import numpy as np
-from stlib.queueing.jobs import job_metrics
+from stlib.queueing.job_table import job_metrics
 from stlib.queueing.simulation import simulate
 n, rng = 10**7, np.random.default_rng(0)
 arrival, work = rng.exponential(1 / 1.6, n).cumsum(), rng.gamma(5, 0.2, n)

@@ -10,8 +10,9 @@ import httpx
 import psutil
 
 from stlib import paths
-from stlib.serving.api import in_thread, make_app
+from stlib.serving.api import make_app
 from stlib.serving.dispatcher import Dispatcher
+from stlib.serving.server import in_thread
 
 QUICK = {"captions": ["a fox"], "steps": 1, "image_size": 64}  # a tenth of a second
 LONG = {"captions": ["a fox"] * 4, "steps": 30}

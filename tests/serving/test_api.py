@@ -16,11 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import LONG, QUICK, Served, until
 
 from stlib.experiment import JobMix
-from stlib.queueing.jobs import JOB_COLUMNS, OUTCOMES
-from stlib.serving.api import MAX_BODY, listen, make_app
-from stlib.serving.client import HttpTarget
+from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
+from stlib.serving.api import make_app
 from stlib.serving.dispatcher import Dispatcher
 from stlib.serving.replay import replay
+from stlib.serving.server import MAX_BODY, listen
+from stlib.serving.targets import HttpTarget
 
 ray = pytest.importorskip("ray")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stlib.queueing.jobs import JOB_COLUMNS, OUTCOMES
+from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
 from stlib.queueing.simulation import ROUTINGS, simulate
 from stlib.serving.dispatcher import Dispatcher, Reply
 from stlib.serving.replay import replay
-from stlib.serving.workload import SleepWorkload
+from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
 

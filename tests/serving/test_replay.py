@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from test_dispatcher import running_sleepers
 
-from stlib.queueing.jobs import JOB_COLUMNS, job_metrics
+from stlib.queueing.job_table import JOB_COLUMNS, job_metrics
 from stlib.serving.dispatcher import Dispatcher
 from stlib.serving.replay import replay
-from stlib.serving.workload import SleepWorkload
+from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
 

@@ -7,7 +7,8 @@ import pytest
 
 from stlib.serving import replica
 from stlib.serving.replica import IDLE_S, Replica, start_ray, start_replica, stop_replica
-from stlib.serving.workload import WORKLOADS, SleepWorkload
+from stlib.serving.workloads import WORKLOADS
+from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from service import LONG, QUICK, Command, Served, start, until
 
-from stlib.queueing.jobs import OUTCOMES
+from stlib.queueing.job_table import OUTCOMES
 
 ray = pytest.importorskip("ray")
 UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)

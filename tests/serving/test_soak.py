@@ -10,8 +10,8 @@ from service import Command
 
 from stlib import paths
 from stlib.experiment import JobMix, ServiceTimeModel
-from stlib.serving.client import HttpTarget
 from stlib.serving.replay import replay
+from stlib.serving.targets import HttpTarget
 
 pytest.importorskip("ray")
 RHO, REPLICAS, MINUTES, SETTLED_MIN = 0.7, 2, 30, 5

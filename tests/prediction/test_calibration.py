@@ -8,9 +8,9 @@ import pytest
 import ray
 from served import SPEED, a_cell, calibration_rows, fitted_model, serve
 
-from stlib.experiment.calibration import BATCH, Calibration
-from stlib.experiment.contention import side_by_side
-from stlib.experiment.prediction import predict_run
+from stlib.experiment.measure import side_by_side
+from stlib.prediction.calibration import BATCH, Calibration
+from stlib.prediction.compare import predict_run
 from stlib.serving.replica import start_replica
 
 

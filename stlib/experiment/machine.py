@@ -1,13 +1,79 @@
-"""The machine's speed over time: the level behind noisy probes, paths of it, and autocorrelation.
+"""What the machine does to a job: its speed over time, and what busy replicas do to each other.
 
 The logarithm of the machine factor is taken to be an Ornstein-Uhlenbeck process, an AR(1) in continuous time. A probe
 shows it through noise of its own; taken as it is, a noisy covariate biases its slope toward zero.
 """
 
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize
+
+from stlib.queueing.simulation import replication_interval
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What replicas do to each other, and the dispatcher's time a job.
+
+    speed: for each method its speed while 1, 2, ... replicas are busy, relative to one alone. interval: of each the
+    95 % interval, blocks taken as independent. probe_ratio: the probe's seconds then, over those alone. dispatch_s.
+    """
+
+    speed: dict[str, list[float]]
+    interval: dict[str, list[list[float]]]
+    probe_ratio: dict[str, list[float]]
+    dispatch_s: float
+
+    @classmethod
+    def fit(cls, rows: pd.DataFrame, dispatch_s: float = 0.0) -> "Speed":
+        """From the rows of `measure_contention`: exp of the mean over jobs of log(alone / busy)."""
+        speed, interval, ratio = {}, {}, {}
+        for method, of_method in rows.groupby("method"):
+            logs = np.log(of_method.set_index(["block", "job_id", "busy"])[["run_s", "probe_s"]]).unstack("busy")
+            gain = -logs["run_s"].sub(logs["run_s"][1], axis=0)
+            speed[method] = np.exp(gain.mean()).tolist()
+            interval[method] = [np.exp(replication_interval(block_means)).tolist()
+                                for _, block_means in gain.groupby("block").mean().items()]
+            ratio[method] = np.exp(logs["probe_s"].sub(logs["probe_s"][1], axis=0).mean()).tolist()
+        return cls(speed, interval, ratio, dispatch_s)
+
+    def of(self, method: str, k: int) -> np.ndarray:
+        """speed (k + 1,) as the simulator takes it; beyond the replicas measured, the last measured one."""
+        return _extended(self.speed, method, k)
+
+    def relative_se(self, method: str, k: int) -> float:
+        """Standard error of the speed of k busy replicas, relative; 0 where no interval was measured."""
+        measured = self.interval.get(method, [[1.0, 1.0]])
+        low, high = measured[min(k, len(measured)) - 1]
+        return float(np.log(high / low) / (2 * 1.96))
+
+    def probe_ratios(self, method: str, k: int) -> np.ndarray:
+        """The probe's ratios (k + 1,), by the number of busy replicas; likewise."""
+        return _extended(self.probe_ratio, method, k)
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write as JSON."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return Path(path)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Speed":
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(Path(path).read_text()))
+
+
+def _extended(measured: dict[str, list[float]], method: str, k: int) -> np.ndarray:
+    if method not in measured:
+        raise ValueError(f"no speed of method {method!r} was measured: there are {', '.join(measured)}; "
+                         "measure its contention")
+    values = measured[method]
+    return np.array([1.0, *values[:k], *[values[-1]] * (k - len(values))])
 
 MAX_GAP_S = 30.0  # runs further apart are not neighbours in time
 CHUNK = 500  # probes smoothed together

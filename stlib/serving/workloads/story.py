@@ -1,33 +1,12 @@
-"""What a replica can do: a workload is loaded once, then does one job after another.
-
-The dispatcher, the job table and the predictions know workloads only by the members of `Workload`.
-"""
+"""The first workload: stories told by an LLM and illustrated by an LDM."""
 
 import io
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+
+from stlib.serving.workloads.protocol import Progress
 
 PROBE_STEPS, PROBE_TOKENS = 2, 0  # what notebook 05 found best for at most 5 % of the mean job
-Progress = Callable[[str, int, int], None]  # stage, done, total
-
-
-class Workload(Protocol):
-    """What the served system asks of a workload."""
-
-    name: str
-
-    def load(self) -> None:
-        """Load the models and do one small inference, so that the first job costs what later ones cost."""
-
-    def validate(self, params: dict) -> None:
-        """Raise ValueError for parameters that `run` would refuse. Needs no loaded model."""
-
-    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[Any, dict]:
-        """Do one job; returns its payload and its products (plain values: what it took, seconds by stage)."""
-
-    def probe(self) -> float:
-        """Seconds that a small fixed piece of the workload's own computation takes now: the machine's speed."""
 
 
 class StoryWorkload:
@@ -96,33 +75,6 @@ class StoryWorkload:
         return StoryJob(**params)
 
 
-class SleepWorkload:
-    """Jobs that sleep for `seconds`: they time the dispatcher and drive crash tests."""
-
-    name = "sleep"
-
-    def load(self) -> None:
-        """Nothing to load."""
-
-    def validate(self, params: dict) -> None:
-        """Raise ValueError unless `seconds` is a number from 0 to 3600."""
-        seconds = params.get("seconds")
-        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
-            raise ValueError(f"seconds = {seconds!r}: a sleeping job takes from 0 to 3600")
-
-    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:
-        """Sleep; the product is `slept_s`."""
-        began = time.monotonic()
-        time.sleep(params["seconds"])
-        return None, {"slept_s": time.monotonic() - began}
-
-    def probe(self) -> float:
-        """A sleep of a millisecond."""
-        began = time.monotonic()
-        time.sleep(0.001)
-        return time.monotonic() - began
-
-
 class _LastCall:
     """Keeps the arguments of a module's last call within a `with`, to repeat that call afterwards."""
 
@@ -161,13 +113,3 @@ def _png(panel) -> bytes:
     file = io.BytesIO()
     panel.save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-WORKLOADS = {workload.name: workload for workload in (StoryWorkload, SleepWorkload)}
-
-
-def make_workload(name: str, **options) -> Workload:
-    """The workload of that name, not yet loaded. Raises ValueError for an unknown name."""
-    if name not in WORKLOADS:
-        raise ValueError(f"unknown workload {name!r}: use one of {', '.join(WORKLOADS)}")
-    return WORKLOADS[name](**options)

@@ -1,4 +1,4 @@
-"""Job mixes: what users ask for, as a distribution over the parameters of a job."""
+"""What is asked for: job mixes, pools of stories, the jobs and arrivals of a run."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from stlib import paths
+from stlib.queueing.arrivals import arrival_process
 
 COLUMNS = ("job_id", "workload", "prompt", "n_panels", "captions", "llm_tokens", "exact_tokens", "steps", "image_size",
            "guidance_scale", "seed")
@@ -79,3 +80,32 @@ def _choice(file: str, field: str, given) -> tuple[np.ndarray, np.ndarray]:
     if not len(shares) or not np.isfinite(shares).all() or (shares <= 0).any():
         raise ValueError(f"{file}: {field} needs values with positive weights, not {given!r}")
     return np.array(list(weights)), shares / shares.sum()
+
+
+def story_pool(name: str) -> list[dict]:
+    """A committed pool of stories, dicts with `prompt` and `captions`. Raises ValueError for an unknown name."""
+    pools = yaml.safe_load((paths.DATA / "prompts.yml").read_text())
+    if name not in pools:
+        raise ValueError(f"no story pool {name!r}: data/prompts.yml has {', '.join(pools)}")
+    return pools[name]
+
+
+def as_story_jobs(runs: pd.DataFrame, stories: list[dict], rng: np.random.Generator) -> pd.DataFrame:
+    """Give each run a random story of the pool (dicts with `prompt` and `captions`) and a seed of its own.
+
+    The LLM decodes exactly `llm_tokens`; where that is 0 the job is captions alone (its llm_tokens, unused, become 1).
+    """
+    drawn = [stories[i] for i in rng.integers(len(stories), size=len(runs))]
+    llm = runs["llm_tokens"] > 0
+    return runs.assign(prompt=[story["prompt"] if one else "" for story, one in zip(drawn, llm, strict=True)],
+                       captions=[tuple(story["captions"][:panels])
+                                 for story, panels in zip(drawn, runs["n_panels"], strict=True)],
+                       exact_tokens=llm, llm_tokens=runs["llm_tokens"].clip(lower=1),
+                       seed=rng.integers(2**31, size=len(runs)))
+
+
+def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:
+    """The jobs of a run, their arrival times (n,) in seconds, and the rate of their process."""
+    of_jobs, of_arrivals = np.random.default_rng(seed).spawn(2)
+    process = arrival_process(lam, **arrivals)
+    return mix.sample(n_jobs, of_jobs), process.sample(n_jobs, of_arrivals), process.rate

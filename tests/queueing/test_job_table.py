@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stlib.queueing.jobs import JOB_COLUMNS, OUTCOMES, job_metrics, job_table, reduce_runs
+from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES, job_metrics, job_table, reduce_runs
 
 NAN = np.nan
 

@@ -10,9 +10,12 @@ import yaml
 from served import SPEED, a_cell, calibration_rows, fitted_model, serve
 
 from stlib import paths
-from stlib.experiment import JobMix, campaign
-from stlib.experiment.campaign import Campaign, Cell, drawn, finished, mean_work_s, read_cell, run_cell
-from stlib.experiment.prediction import predict_cell
+from stlib.experiment import JobMix
+from stlib.experiment.costs import mean_work_s
+from stlib.experiment.jobs import drawn
+from stlib.prediction import cell as cells
+from stlib.prediction.cell import Campaign, Cell, finished, read_cell, run_cell
+from stlib.prediction.compare import predict_cell
 from stlib.queueing.variability import arrival_variability
 from stlib.serving.replica import start_replica
 
@@ -34,8 +37,8 @@ def simulated(model, monkeypatch):
         _, table, _, products = serve(made, model, np.random.default_rng(1))
         return table, products, {"job_seconds": 1.0, "elapsed_s": 2.0}
 
-    monkeypatch.setattr(campaign, "serve", serve_simulated)
-    monkeypatch.setattr(campaign, "side_by_side", lambda handles, jobs, method, label: calibration_rows(
+    monkeypatch.setattr(cells, "serve", serve_simulated)
+    monkeypatch.setattr(cells, "side_by_side", lambda handles, jobs, method, label: calibration_rows(
         model, np.random.default_rng(2), replicas=len(handles), method=method, ratio={label: 1.0}))
 
 
@@ -132,12 +135,12 @@ def test_cells_that_share_have_the_same_arrivals_and_jobs(simulated, model, tmp_
 def test_an_interrupted_cell_leaves_nothing(simulated, model, tmp_path, monkeypatch):
     for name, breaks in (("serve", KeyboardInterrupt), ("provenance", OSError)):
         with monkeypatch.context() as patch, pytest.raises(breaks):
-            patch.setattr(campaign, name, raising(breaks))
+            patch.setattr(cells, name, raising(breaks))
             run(1, model, tmp_path)
         assert not finished(tmp_path, 1)
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(campaign.json, "dumps", raising(OSError))  # the last file of the folder
-        campaign._keep(tmp_path, {"cell": 1, "run": 1}, {}, {})
+        patch.setattr(cells.json, "dumps", raising(OSError))  # the last file of the folder
+        cells._keep(tmp_path, {"cell": 1, "run": 1}, {}, {})
     assert not finished(tmp_path, 1)
     assert run(1, model, tmp_path).name == "cell_1_run_1"
     assert [one.name for one in (tmp_path / "served").iterdir()] == ["cell_1_run_1"]

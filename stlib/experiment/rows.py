@@ -1,4 +1,4 @@
-"""The runner: times real jobs, one row a run, kept so that nothing measured is lost or measured twice."""
+"""Measured rows: each kept under a key, so that nothing measured is lost or measured twice."""
 
 import hashlib
 import json
@@ -14,12 +14,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from stlib import paths
-from stlib.serving.replica import start_replica, stop_replica
 
 # a change here makes kept rows stale
-MEASURED_SOURCES = ("generation", "serving/workload.py", "serving/replica.py", "experiment/measurement.py")
-LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate",
-          "process"}  # not of a job
+MEASURED_SOURCES = ("generation", "serving/workloads", "serving/replica.py", "experiment/measure.py")
 
 
 class Store:
@@ -102,46 +99,6 @@ def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weigh
         at_s = time.monotonic()
         store.append({"key": key, **row, **run(row), "at_s": at_s, "provenance": made})
     return store.rows(keys)
-
-
-def run_on(replica_of: Callable) -> Callable[[dict], dict]:
-    """The `run` of `measure` that does a row's job by its `method` on the replica of its `threads`, probes around it.
-
-    replica_of(threads, process) gives a handle of `start_replica`, such as FreshReplicas; process: the row's, or
-    None. A row's other entries, but for LABELS and None, are the job's parameters. The row gets what `Replica.run`
-    measured.
-    """
-    import ray
-
-    def run(row: dict) -> dict:
-        params = {name: value for name, value in row.items() if name not in LABELS and value is not None}
-        return ray.get(replica_of(row["threads"], row.get("process")).run.remote(params, row["method"]))[1]
-
-    return run
-
-
-class FreshReplicas:
-    """Replicas by their threads, started when first asked for; all end when another process is asked for.
-
-    A process keeps the memory it was given, and with it about a percent of its speed, for its life: runs that are to
-    speak for any process are spread over many.
-    """
-
-    def __init__(self, workload: str):
-        self.workload, self.process, self.handles = workload, None, {}
-
-    def __call__(self, threads: int, process: int | None = None):
-        if process != self.process:
-            self.stop()
-            self.process = process
-        if threads not in self.handles:
-            self.handles[threads] = start_replica(self.workload, threads=threads)
-        return self.handles[threads]
-
-    def stop(self) -> None:
-        """End the replicas."""
-        while self.handles:
-            stop_replica(self.handles.popitem()[1])
 
 
 def export(rows: pd.DataFrame, path: str | Path) -> Path:

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import ray
 
-from stlib.experiment.measurement import FreshReplicas, Store, export, measure, provenance, reference, run_on
+from stlib.experiment.measure import FreshReplicas, run_on
+from stlib.experiment.rows import Store, export, measure, provenance, reference
 from stlib.serving.replica import start_ray, start_replica, stop_replica
 
 

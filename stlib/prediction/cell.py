@@ -6,7 +6,6 @@ A cell's folder `served/cell_<n>_run_<m>` has `served.parquet` (the job table), 
 counted): all that its prediction takes.
 """
 
-import functools
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -17,15 +16,15 @@ import pandas as pd
 import yaml
 
 from stlib import paths
-from stlib.experiment.calibration import BATCH, Calibration
-from stlib.experiment.contention import WARM_UP, Speed, side_by_side
-from stlib.experiment.execution_time import PIXELS, ServiceTimeModel
-from stlib.experiment.measurement import provenance, row_key
-from stlib.experiment.mix import JobMix
+from stlib.experiment.costs import ServiceTimeModel, estimator, mean_work_s
+from stlib.experiment.jobs import JobMix, drawn
+from stlib.experiment.machine import Speed
+from stlib.experiment.measure import WARM_UP, side_by_side
+from stlib.experiment.rows import provenance, row_key
+from stlib.prediction.calibration import BATCH, Calibration
 from stlib.queueing import checks
-from stlib.queueing.arrivals import Poisson, Trace
+from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
-from stlib.queueing.variability import fit_mmpp2
 
 
 @dataclass(frozen=True)
@@ -91,24 +90,6 @@ def named_arrivals(name: str, path: str | Path = paths.DATA / "campaign.yml") ->
     if name not in known and not name.endswith(".csv"):
         raise ValueError(f"unknown arrivals {name!r}: use one of {', '.join(known)}, or a trace, a CSV file")
     return {"name": name, **known.get(name, {})}
-
-
-def arrival_process(rate: float | None, name: str = "poisson", scv: float = 1.0, idc: float = 1.0):
-    """The arrival process of that rate: Poisson, an MMPP(2) of this SCV and index of dispersion, or a trace.
-
-    A trace is named by its CSV file, whose first column holds the times; they are stretched to the rate, if there is
-    one.
-    """
-    if name.endswith(".csv"):
-        trace = Trace.from_csv(name, pd.read_csv(name, nrows=0).columns[0])
-        return trace if rate is None else Trace(trace.arrival_s * trace.rate / rate)
-    return Poisson(rate) if idc == 1 else fit_mmpp2(rate, scv, idc)
-
-
-def mean_work_s(model: ServiceTimeModel, mix: JobMix, method: str, probes: float = 0.0) -> float:
-    """Mean seconds of a job of the mix at machine factor 1."""
-    jobs, shares = mix.combinations()
-    return float(shares @ model.mean_s(jobs, method, probes=probes))
 
 
 def finished(results: Path, number: int) -> list[Path]:
@@ -178,56 +159,13 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
                  {"service_time": model, "speed": speed})
 
 
-def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:
-    """The jobs of a run, their arrival times (n,) in seconds, and the rate of their process."""
-    of_jobs, of_arrivals = np.random.default_rng(seed).spawn(2)
-    process = arrival_process(lam, **arrivals)
-    return mix.sample(n_jobs, of_jobs), process.sample(n_jobs, of_arrivals), process.rate
-
-
-def estimator(model: ServiceTimeModel, factor: float = 1.0, probes: float = 1.0, busy: float = 1.0,
-              otherwise_s: float | None = None):
-    """`estimate(params, method)` for the dispatcher: the model's mean seconds, at the speed `busy`.
-
-    otherwise_s: of a job outside of what the model was fitted to; left out, such a job raises ValueError. Kept once
-    computed: the dispatcher asks at its check, before any job runs, and again when the job arrives.
-    """
-    from stlib.generation import StoryJob
-    from stlib.generation.storyteller import EMBEDDED_GUIDANCE
-
-    @functools.cache
-    def seconds(method, prompt, n_panels, steps, llm_tokens, exact_tokens, image_size, guidance_scale) -> float:
-        job = pd.DataFrame([{
-            "prompt": prompt, "n_panels": n_panels, "steps": steps, "llm_tokens": llm_tokens,
-            "exact_tokens": exact_tokens, "image_size": PIXELS if image_size == "auto" else image_size,
-            "guidance_scale": EMBEDDED_GUIDANCE if guidance_scale is None else guidance_scale}])
-        try:
-            return float(model.mean_s(job, method, factor=factor, probes=probes)[0]) / busy
-        except ValueError:
-            if otherwise_s is None:
-                raise
-            return otherwise_s / busy
-
-    def estimate(params: dict, method: str) -> float:
-        job = StoryJob(**params)
-        return seconds(method, "a fox" if job.prompt else "", job.n_panels, job.steps, job.llm_tokens, job.exact_tokens,
-                       job.image_size, job.guidance_scale)
-
-    return estimate
-
-
-def service_estimator(model: ServiceTimeModel, speed: Speed, method: str, k: int, probes: float = 0.0):
-    """The same for k replicas that serve any job: all busy, and a job unlike those fitted taken for a mean one."""
-    otherwise_s = mean_work_s(model, JobMix.from_yaml("stories"), method, probes)
-    return estimator(model, probes=probes, busy=speed.of(method, k)[k], otherwise_s=otherwise_s)
-
-
 def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """Serve the jobs; returns the job table, the products and what the dispatcher counted."""
-    from stlib.serving.api import in_thread, make_app
-    from stlib.serving.client import HttpTarget
+    from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
     from stlib.serving.replay import replay
+    from stlib.serving.server import in_thread
+    from stlib.serving.targets import HttpTarget
 
     estimate = estimate if cell.http or cell.routing == "least_work" else None  # a millisecond a job
     with Dispatcher("story", cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
@@ -243,7 +181,7 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple
 
 def _check(number: int, cell: Cell, campaign: Campaign) -> None:
     from stlib.generation import METHODS  # seconds to import, which a prediction need not wait for
-    from stlib.serving.client import ROUTES
+    from stlib.serving.targets import ROUTES
 
     JobMix.from_yaml(cell.mix)
     for name, value, known in (("method", cell.method, METHODS), ("routing", cell.routing, ROUTINGS),

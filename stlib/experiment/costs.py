@@ -11,6 +11,7 @@ exponent gamma is the slope of the log residual on log f. r: the residual's law,
 AR(1) over jobs.
 """
 
+import functools
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stlib.experiment.machine_factor import Level, draw_ar1, fit_level, lag_correlation, smoothed
-from stlib.experiment.regression import between_sd, hc3, independent, slope_se, solve
+from stlib.experiment.jobs import JobMix
+from stlib.experiment.least_squares import between_sd, hc3, independent, slope_se, solve
+from stlib.experiment.machine import Level, Speed, draw_ar1, fit_level, lag_correlation, smoothed
 
 PIXELS = 128  # the image terms are in units of one picture of this side
 LEVELS = np.linspace(0, 1, 201)  # at which the residual's quantiles are kept
@@ -284,3 +286,46 @@ def _token_law(tokens: pd.DataFrame | None) -> dict[str, list[int]]:
         return {}
     return {f"{panels}, {asked}": sorted(int(t) for t in group)
             for (panels, asked), group in tokens.groupby(["n_panels", "llm_tokens"])["tokens_run"]}
+
+
+def mean_work_s(model: ServiceTimeModel, mix: JobMix, method: str, probes: float = 0.0) -> float:
+    """Mean seconds of a job of the mix at machine factor 1."""
+    jobs, shares = mix.combinations()
+    return float(shares @ model.mean_s(jobs, method, probes=probes))
+
+
+def estimator(model: ServiceTimeModel, factor: float = 1.0, probes: float = 1.0, busy: float = 1.0,
+              otherwise_s: float | None = None):
+    """`estimate(params, method)` for the dispatcher: the model's mean seconds, at the speed `busy`.
+
+    otherwise_s: of a job outside of what the model was fitted to; left out, such a job raises ValueError. Kept once
+    computed: the dispatcher asks at its check, before any job runs, and again when the job arrives.
+    """
+    from stlib.generation import StoryJob
+    from stlib.generation.storyteller import EMBEDDED_GUIDANCE
+
+    @functools.cache
+    def seconds(method, prompt, n_panels, steps, llm_tokens, exact_tokens, image_size, guidance_scale) -> float:
+        job = pd.DataFrame([{
+            "prompt": prompt, "n_panels": n_panels, "steps": steps, "llm_tokens": llm_tokens,
+            "exact_tokens": exact_tokens, "image_size": PIXELS if image_size == "auto" else image_size,
+            "guidance_scale": EMBEDDED_GUIDANCE if guidance_scale is None else guidance_scale}])
+        try:
+            return float(model.mean_s(job, method, factor=factor, probes=probes)[0]) / busy
+        except ValueError:
+            if otherwise_s is None:
+                raise
+            return otherwise_s / busy
+
+    def estimate(params: dict, method: str) -> float:
+        job = StoryJob(**params)
+        return seconds(method, "a fox" if job.prompt else "", job.n_panels, job.steps, job.llm_tokens, job.exact_tokens,
+                       job.image_size, job.guidance_scale)
+
+    return estimate
+
+
+def service_estimator(model: ServiceTimeModel, speed: Speed, method: str, k: int, probes: float = 0.0):
+    """The same for k replicas that serve any job: all busy, and a job unlike those fitted taken for a mean one."""
+    otherwise_s = mean_work_s(model, JobMix.from_yaml("stories"), method, probes)
+    return estimator(model, probes=probes, busy=speed.of(method, k)[k], otherwise_s=otherwise_s)

@@ -3,7 +3,7 @@ import pytest
 
 from stlib import paths
 from stlib.experiment import JobMix
-from stlib.experiment.mix import COLUMNS
+from stlib.experiment.jobs import COLUMNS
 from stlib.generation import StoryJob
 
 MIXES = sorted(file.stem for file in paths.MIXES.glob("*.yml"))

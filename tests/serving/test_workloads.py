@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from stlib.serving.replica import Replica
-from stlib.serving.workload import WORKLOADS, make_workload
+from stlib.serving.workloads import WORKLOADS, make_workload
 
 STORY = {"prompt": "a fox", "captions": ["The fox finds a ball.", "The fox sleeps."], "llm_tokens": 6,
          "exact_tokens": True, "steps": 2, "image_size": 64}

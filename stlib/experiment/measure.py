@@ -1,20 +1,60 @@
-"""What busy replicas do to each other, and what the dispatcher adds to a job: measured apart, before a campaign."""
+"""What is timed: single jobs on fresh replicas, replicas side by side, contention, the dispatcher's own time."""
 
-import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import cycle, islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from stlib.experiment.measurement import run_on
-from stlib.queueing.simulation import replication_interval
+from stlib.serving.replica import start_replica, stop_replica
+
+LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate",
+          "process"}  # not of a job
+
+
+def run_on(replica_of: Callable) -> Callable[[dict], dict]:
+    """The `run` of `measure` that does a row's job by its `method` on the replica of its `threads`, probes around it.
+
+    replica_of(threads, process) gives a handle of `start_replica`, such as FreshReplicas; process: the row's, or
+    None. A row's other entries, but for LABELS and None, are the job's parameters. The row gets what `Replica.run`
+    measured.
+    """
+    import ray
+
+    def run(row: dict) -> dict:
+        params = {name: value for name, value in row.items() if name not in LABELS and value is not None}
+        return ray.get(replica_of(row["threads"], row.get("process")).run.remote(params, row["method"]))[1]
+
+    return run
+
+
+class FreshReplicas:
+    """Replicas by their threads, started when first asked for; all end when another process is asked for.
+
+    A process keeps the memory it was given, and with it about a percent of its speed, for its life: runs that are to
+    speak for any process are spread over many.
+    """
+
+    def __init__(self, workload: str):
+        self.workload, self.process, self.handles = workload, None, {}
+
+    def __call__(self, threads: int, process: int | None = None):
+        if process != self.process:
+            self.stop()
+            self.process = process
+        if threads not in self.handles:
+            self.handles[threads] = start_replica(self.workload, threads=threads)
+        return self.handles[threads]
+
+    def stop(self) -> None:
+        """End the replicas."""
+        while self.handles:
+            stop_replica(self.handles.popitem()[1])
 
 WARM_UP = 8  # jobs of a fresh process
 
@@ -77,66 +117,6 @@ def measure_dispatch(n_jobs: int = 200, seconds: float = 0.02) -> float:
         table, _ = replay(jobs, np.zeros(n_jobs), dispatcher, progress=False)
     table = table.sort_values("start_s")
     return float((table["finish_s"].diff() - table["service_s"]).iloc[1:].mean())
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What replicas do to each other, and the dispatcher's time a job.
-
-    speed: for each method its speed while 1, 2, ... replicas are busy, relative to one alone. interval: of each the
-    95 % interval, blocks taken as independent. probe_ratio: the probe's seconds then, over those alone. dispatch_s.
-    """
-
-    speed: dict[str, list[float]]
-    interval: dict[str, list[list[float]]]
-    probe_ratio: dict[str, list[float]]
-    dispatch_s: float
-
-    @classmethod
-    def fit(cls, rows: pd.DataFrame, dispatch_s: float = 0.0) -> "Speed":
-        """From the rows of `measure_contention`: exp of the mean over jobs of log(alone / busy)."""
-        speed, interval, ratio = {}, {}, {}
-        for method, of_method in rows.groupby("method"):
-            logs = np.log(of_method.set_index(["block", "job_id", "busy"])[["run_s", "probe_s"]]).unstack("busy")
-            gain = -logs["run_s"].sub(logs["run_s"][1], axis=0)
-            speed[method] = np.exp(gain.mean()).tolist()
-            interval[method] = [np.exp(replication_interval(block_means)).tolist()
-                                for _, block_means in gain.groupby("block").mean().items()]
-            ratio[method] = np.exp(logs["probe_s"].sub(logs["probe_s"][1], axis=0).mean()).tolist()
-        return cls(speed, interval, ratio, dispatch_s)
-
-    def of(self, method: str, k: int) -> np.ndarray:
-        """speed (k + 1,) as the simulator takes it; beyond the replicas measured, the last measured one."""
-        return _extended(self.speed, method, k)
-
-    def relative_se(self, method: str, k: int) -> float:
-        """Standard error of the speed of k busy replicas, relative; 0 where no interval was measured."""
-        measured = self.interval.get(method, [[1.0, 1.0]])
-        low, high = measured[min(k, len(measured)) - 1]
-        return float(np.log(high / low) / (2 * 1.96))
-
-    def probe_ratios(self, method: str, k: int) -> np.ndarray:
-        """The probe's ratios (k + 1,), by the number of busy replicas; likewise."""
-        return _extended(self.probe_ratio, method, k)
-
-    def to_json(self, path: str | Path) -> Path:
-        """Write as JSON."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
-        return Path(path)
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> "Speed":
-        """Read what `to_json` wrote."""
-        return cls(**json.loads(Path(path).read_text()))
-
-
-def _extended(measured: dict[str, list[float]], method: str, k: int) -> np.ndarray:
-    if method not in measured:
-        raise ValueError(f"no speed of method {method!r} was measured: there are {', '.join(measured)}; "
-                         "measure its contention")
-    values = measured[method]
-    return np.array([1.0, *values[:k], *[values[-1]] * (k - len(values))])
 
 
 @contextmanager

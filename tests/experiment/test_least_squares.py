@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stlib.experiment.regression import between_sd
+from stlib.experiment.least_squares import between_sd
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.05])

@@ -6,7 +6,7 @@ import pytest
 
 from stlib.experiment import ServiceTimeModel
 from stlib.experiment.design import full_factorial
-from stlib.experiment.machine_factor import fit_level, lag_correlation, smoothed
+from stlib.experiment.machine import fit_level, lag_correlation, smoothed
 
 CV, GAMMA, PHI = 0.07, 0.9, 0.8
 LEVELS = {"method": ["sequential", "parallel"], "n_panels": [1, 2, 4], "steps": [6, 12, 20], "llm_tokens": [4, 16],

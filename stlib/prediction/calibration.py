@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from stlib.experiment.contention import Speed
-from stlib.experiment.execution_time import ServiceTimeModel
+from stlib.experiment.costs import ServiceTimeModel
+from stlib.experiment.machine import Speed
 
 BATCH = 5  # jobs in a row, taken as independent of the next ones
 

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 
 from stlib.experiment import JobMix, ServiceTimeModel
-from stlib.experiment.campaign import arrival_process, mean_work_s
-from stlib.experiment.contention import Speed
+from stlib.experiment.costs import mean_work_s
 from stlib.experiment.design import full_factorial
-from stlib.queueing.jobs import job_table
+from stlib.experiment.machine import Speed
+from stlib.queueing.arrivals import arrival_process
+from stlib.queueing.job_table import job_table
 from stlib.serving.replica import IDLE_S
 
 METHODS = ("sequential", "parallel")

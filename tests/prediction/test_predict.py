@@ -11,18 +11,10 @@ from served import SPEED, a_cell, fitted_model, serve
 
 from stlib import paths
 from stlib.experiment import JobMix, ServiceTimeModel, reference
-from stlib.experiment.campaign import read_cell, read_fitted
-from stlib.experiment.contention import Speed
-from stlib.experiment.prediction import (
-    COLUMNS,
-    MixWork,
-    Service,
-    after_idle,
-    error_split,
-    machine_factors,
-    predict_cell,
-    predict_run,
-)
+from stlib.experiment.machine import Speed
+from stlib.prediction.cell import read_cell, read_fitted
+from stlib.prediction.compare import COLUMNS, error_split, machine_factors, predict_cell, predict_run
+from stlib.prediction.predict import MixWork, Service, after_idle
 
 CELLS = [{}, {"replicas": 2}, {"replicas": 2, "routing": "jsq"},
          {"replicas": 2, "routing": "least_work", "method": "parallel",

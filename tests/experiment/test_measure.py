@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import ray
 
-from stlib.experiment.contention import Speed, measure_contention, measure_dispatch
+from stlib.experiment.machine import Speed
+from stlib.experiment.measure import measure_contention, measure_dispatch
 from stlib.serving.replica import start_replica
 
 MENU = {"nap": {}}

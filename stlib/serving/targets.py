@@ -6,9 +6,9 @@ import time
 import httpx
 import numpy as np
 
-from stlib.queueing.jobs import OUTCOMES
+from stlib.queueing.job_table import OUTCOMES
 from stlib.serving.dispatcher import Reply
-from stlib.serving.workload import make_workload
+from stlib.serving.workloads import make_workload
 
 TIMES = ("arrival_s", "start_s", "finish_s")
 COUNTED = ("offered", *OUTCOMES, "job_seconds", "elapsed_s")

@@ -1,0 +1,16 @@
+"""What a replica can do: a workload is loaded once, then does one job after another. One module a workload."""
+
+from stlib.serving.workloads.protocol import Progress, Workload
+from stlib.serving.workloads.sleep import SleepWorkload
+from stlib.serving.workloads.story import StoryWorkload
+
+__all__ = ["WORKLOADS", "Progress", "SleepWorkload", "StoryWorkload", "Workload", "make_workload"]
+
+WORKLOADS = {workload.name: workload for workload in (StoryWorkload, SleepWorkload)}
+
+
+def make_workload(name: str, **options) -> Workload:
+    """The workload of that name, not yet loaded. Raises ValueError for an unknown name."""
+    if name not in WORKLOADS:
+        raise ValueError(f"unknown workload {name!r}: use one of {', '.join(WORKLOADS)}")
+    return WORKLOADS[name](**options)

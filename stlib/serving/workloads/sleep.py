@@ -1,0 +1,32 @@
+"""Jobs that sleep: they time the dispatcher and drive crash tests."""
+
+import time
+
+from stlib.serving.workloads.protocol import Progress
+
+
+class SleepWorkload:
+    """Jobs that sleep for `seconds`: they time the dispatcher and drive crash tests."""
+
+    name = "sleep"
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def validate(self, params: dict) -> None:
+        """Raise ValueError unless `seconds` is a number from 0 to 3600."""
+        seconds = params.get("seconds")
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
+            raise ValueError(f"seconds = {seconds!r}: a sleeping job takes from 0 to 3600")
+
+    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:
+        """Sleep; the product is `slept_s`."""
+        began = time.monotonic()
+        time.sleep(params["seconds"])
+        return None, {"slept_s": time.monotonic() - began}
+
+    def probe(self) -> float:
+        """A sleep of a millisecond."""
+        began = time.monotonic()
+        time.sleep(0.001)
+        return time.monotonic() - began
