@@ -4,6 +4,7 @@ import time
 import unicodedata
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 
 import diffusers
 import torch
@@ -16,6 +17,7 @@ from stlib.generation.story import Story, StoryWriter
 
 EMBEDDED_SIZES = (64, 96, 128, 160)
 EMBEDDED_GUIDANCE = 2.5
+DEFAULT_SIZE, DEFAULT_GUIDANCE = 512, 7.5  # most pipelines' own, where a job leaves them to the pipeline
 
 
 class Storyteller:
@@ -110,6 +112,12 @@ class Storyteller:
             report("pictures", done, job.steps * job.n_panels)
 
         return illustrator.draw(pipe, job.method, captions, options, job.seed, on_step)
+
+    def resolve(self, job: StoryJob) -> dict:
+        """The job's fields with these models' own size and guidance where it leaves them open; loads nothing."""
+        options = self._options(job)
+        return asdict(job) | {"image_size": options.get("height", DEFAULT_SIZE),
+                              "guidance_scale": options.get("guidance_scale", DEFAULT_GUIDANCE)}
 
     def _options(self, job: StoryJob) -> dict:
         """The pipeline's keyword arguments for this job."""
