@@ -165,9 +165,9 @@ class Costs:
         Raises ValueError for a method that was not measured.
         """
         self._check_methods([method])
-        known = WORKLOADS[self.workload].known(job)
-        counts = {count: np.mean(self._law(count, {**job, "method": method}, nearest=True)) if np.isnan(value) else value
-                  for count, value in known.items()}
+        counts = dict(WORKLOADS[self.workload].known(job))
+        for count in [count for count, known in counts.items() if np.isnan(known)]:
+            counts[count] = self._law(count, {**job, "method": method}, nearest=True).mean()
         return float(self._seconds(job, method, counts))
 
     def sample_s(self, jobs: pd.DataFrame, method, rng: np.random.Generator, draws: int | None = None, factor=1.0,
@@ -196,7 +196,7 @@ class Costs:
         """
         self._check(jobs, method)
         laws, kind = self._laws(jobs, method), WORKLOADS[self.workload]
-        apart = {count: law[:, np.random.default_rng(i).permutation(law.shape[1])]  # each count independent of the others
+        apart = {count: law[:, np.random.default_rng(i).permutation(law.shape[1])]  # independent of the others
                  for i, (count, law) in enumerate(laws.items())}
         work = self._seconds({name: values[:, None] for name, values in _mapping(jobs).items()}, method, apart)
         first, second, third = (np.mean(work**p) * _moment(self.residual, p) for p in (1, 2, 3))
@@ -264,7 +264,7 @@ class Costs:
         """The mean, given the counts; job: a table, or a mapping of numbers or arrays."""
         cost, total = dict(zip(self.terms, self.beta, strict=True)), 0.0
         for name, values in WORKLOADS[self.workload].terms(_mapping(job) | counts).items():
-            own = cost[name] if name in cost else _of_each(method, lambda one, name=name: cost.get(f"{name}[{one}]", 0.0))
+            own = _of_each(method, lambda one, name=name: cost.get(name, cost.get(f"{name}[{one}]", 0.0)))
             total = total + own * values
         return total
 
