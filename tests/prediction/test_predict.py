@@ -126,7 +126,7 @@ def test_formula_is_exact_in_the_long_run(costs):
 
 def test_machine_factors_divide_out_contention(costs):
     _, table, _, products = serve(a_cell(costs, replicas=2, seed=3), costs, np.random.default_rng(3))
-    factors = machine_factors(table, products, costs.probe_ratios("sequential", 2))
+    factors = machine_factors(table, products, costs, costs.probe_ratios("sequential", 2))
     error = np.log(factors / table["probe_s"])  # the simulation keeps the truth there
     assert abs(error.mean()) < 0.01 and error.std() < 0.03
     assert np.log(machine_factors(table, products, costs, np.ones(3)) / table["probe_s"]).mean() > 0.05
