@@ -19,8 +19,9 @@ from stlib import paths
 from stlib.experiment.costs import ServiceTimeModel, estimator, mean_work_s
 from stlib.experiment.jobs import JobMix, drawn
 from stlib.experiment.machine import Speed
-from stlib.experiment.measure import WARM_UP, side_by_side
-from stlib.experiment.rows import provenance, row_key
+from stlib.experiment.measure import WARM_UP, run_on, side_by_side
+from stlib.experiment.rows import key_of, provenance
+from stlib.experiment.sources import IN_REPLICA, code_hash
 from stlib.prediction.calibration import BATCH, Calibration
 from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
@@ -116,9 +117,10 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
              results: Path | None = None, again: bool = False) -> Path:
     """Serve a cell and keep it; returns its folder.
 
-    A finished run of the same cell, seed, mix, weights and code is kept and not repeated, unless `again`: then both
-    are kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed
-    up and calibrated. The calibration before the run gives the machine's factor f and the ratio c, and
+    A finished run is kept and not repeated if all that its serving rests on is the same (the campaign's numbers, the
+    cell, its mix, trace and shared arrivals, what was fitted, weights and code), unless `again`: then both are kept.
+    An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed up and
+    calibrated. The calibration before the run gives the machine's factor f and the ratio c, and
     rho = lam E[work] f**gamma c / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the cell
     shares arrivals with one that has no run.
     """
@@ -127,19 +129,23 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     cell, results = campaign.cells[number], results or paths.results()
     mix, k = JobMix.from_yaml(cell.mix), cell.replicas
     given = {name: value for name, value in asdict(cell).items() if value is not None}
-    key = row_key(asdict(campaign) | {"cells": given, "number": number, "mix": repr(mix)}, weights_hash())
+    shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
+    trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
+    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, model, speed, weights_hash(),
+                 code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=cell.method))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
     if kept and not again:
         return kept[-1]
-    shared, made = _shared(results, cell), provenance()
+    made = provenance()
     work_s, baseline_s = mean_work_s(model, mix, cell.method, probes=1), mean_work_s(model, mix, campaign.baseline)
     capacity = k * speed.of(cell.method, k)[k] / work_s  # jobs a second at factor 1
     handles = [replica_of(i) for i in range(k)]
-    whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number]))
-    side_by_side(handles, whole.head(WARM_UP), cell.method, label="warm-up")
-    before = side_by_side(handles, whole, cell.method, label="calibration before").assign(when="before")
+    doers = [run_on(handle) for handle in handles]
+    whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number])).assign(method=cell.method)
+    side_by_side(doers, whole.head(WARM_UP), label="warm-up")
+    before = side_by_side(doers, whole, label="calibration before").assign(when="before")
     calibration = Calibration.fit(before, model, speed, cell.method)
     capacity /= calibration.factor**model.gamma * calibration.ratio
     plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * capacity),
@@ -148,7 +154,7 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     busy = speed.of(cell.method, k)[k] if cell.http else 1.0  # a wait is told in seconds; least_work only compares
     estimate = estimator(model, calibration.factor, busy=busy / calibration.ratio)
     table, products, queue = serve(jobs, arrival_s, cell, handles, estimate)
-    after = side_by_side(handles, whole, cell.method, label="calibration after").assign(when="after")
+    after = side_by_side(doers, whole, label="calibration after").assign(when="after")
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
               "lam": lam, "rho": lam / capacity, "factor": calibration.factor, "ratio": calibration.ratio,
               "slo_s": [round(times * baseline_s, 2) for times in campaign.slo_factors],
