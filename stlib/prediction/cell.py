@@ -18,8 +18,9 @@ import yaml
 from stlib import paths
 from stlib.experiment.costs import Costs
 from stlib.experiment.jobs import JobMix, drawn
-from stlib.experiment.measure import WARM_UP, side_by_side
-from stlib.experiment.rows import provenance, row_key
+from stlib.experiment.measure import WARM_UP, run_on, side_by_side
+from stlib.experiment.rows import key_of, provenance
+from stlib.experiment.sources import IN_REPLICA, code_hash
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.predict import MixWork, System, declared_speed, estimator
 from stlib.queueing import checks
@@ -116,10 +117,11 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
              again: bool = False) -> Path:
     """Serve a cell and keep it; returns its folder.
 
-    A finished run of the same cell, seed, mix, weights and code is kept and not repeated, unless `again`: then both
-    are kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed
-    up and calibrated. The calibration before the run gives the level, and rho = lam E[work] level / (k speed[k]) the
-    rate, E[work] with one probe a job. Raises ValueError if the cell
+    A finished run is kept and not repeated if all that its serving rests on is the same (the campaign's numbers, the
+    cell, its mix, trace and shared arrivals, the costs, weights and code), unless `again`: then both are kept. An
+    interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed up and
+    calibrated. The calibration before the run gives the level, and rho = lam E[work] level / (k speed[k]) the rate,
+    E[work] with one probe a job. Raises ValueError if the cell
     shares arrivals with one that has no run.
     """
     from stlib.generation import weights_hash
@@ -127,17 +129,20 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     cell, results = campaign.cells[number], results or paths.results()
     mix, k = JobMix.from_yaml(cell.mix), cell.replicas
     given = {name: value for name, value in asdict(cell).items() if value is not None}
-    key = row_key(asdict(campaign) | {"cells": given, "number": number, "mix": repr(mix)}, weights_hash())
+    shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
+    trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
+    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, costs, weights_hash(),
+                 code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=cell.method))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
     if kept and not again:
         return kept[-1]
-    shared, made = _shared(results, cell), provenance()
-    handles = [replica_of(i) for i in range(k)]
-    whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number]))
-    side_by_side(handles, whole.head(WARM_UP), cell.method, label="warm-up")
-    before = side_by_side(handles, whole, cell.method, label="calibration before").assign(when="before")
+    made, handles = provenance(), [replica_of(i) for i in range(k)]
+    doers = [run_on(handle) for handle in handles]
+    whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number])).assign(method=cell.method)
+    side_by_side(doers, whole.head(WARM_UP), label="warm-up")
+    before = side_by_side(doers, whole, label="calibration before").assign(when="before")
     level = Calibration.fit(before, costs, cell.method).level
     system = System.of(costs, mix, cell.method, k, probing=True, level=level)
     plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * system.capacity),
@@ -145,7 +150,7 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     jobs, arrival_s, lam = drawn(mix, **plan)
     estimate = estimator(costs, make_workload("story"), system.level / declared_speed(vars(cell), costs), probing=True)
     table, products, queue = serve(jobs, arrival_s, cell, handles, estimate)
-    after = side_by_side(handles, whole, cell.method, label="calibration after").assign(when="after")
+    after = side_by_side(doers, whole, label="calibration after").assign(when="after")
     baseline_s = float(MixWork.of(costs, mix, [campaign.baseline]).mean[0])
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
               "lam": lam, "rho": lam / system.capacity, "level": system.level,

@@ -1,15 +1,16 @@
 """The arithmetic of contention, and its measurement on sleeping jobs, which do not hinder each other."""
 
+import threading
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
 import ray
 
 from stlib.experiment.machine import contention
-from stlib.experiment.measure import measure_contention, measure_dispatch
+from stlib.experiment.measure import measure_contention, measure_dispatch, run_on, side_by_side
 from stlib.serving.replica import start_replica
-
-MENU = {"nap": {}}
 
 
 def rows(slowdown, blocks=12, per_block=3, noise=0.05, seed=0):
@@ -36,26 +37,44 @@ def test_the_interval_covers_the_truth():
 
 
 @pytest.fixture(scope="module")
-def handles():
-    yield [start_replica("sleep", menu=MENU) for _ in range(2)]
+def doers():
+    yield [run_on(start_replica("sleep", menu={"nap": {}})) for _ in range(2)]
     ray.shutdown()
 
 
-def test_sleeping_jobs_do_not_hinder_each_other(handles):
-    jobs = pd.DataFrame({"job_id": range(20), "workload": "sleep", "seconds": 0.02})
-    measured = measure_contention(handles, jobs, "nap", blocks=10)
+def test_sleeping_jobs_do_not_hinder_each_other(doers):
+    jobs = pd.DataFrame({"job_id": range(20), "workload": "sleep", "seconds": 0.02, "method": "nap"})
+    measured = measure_contention(doers, jobs, blocks=10)
     assert len(measured) == 40 and (measured.groupby(["block", "busy"]).size() == 2).all()
     first = measured.sort_values("at_s").groupby("block")["busy"].first()
     assert list(first) == [1, 2] * 5  # the order alternates
     assert contention(measured).loc[1, "speed"] == pytest.approx(1, abs=0.15)
     with pytest.raises(ValueError, match="21 blocks of 20 jobs"):
-        measure_contention(handles, jobs, "nap", blocks=21)
+        measure_contention(doers, jobs, blocks=21)
 
 
-def test_a_job_that_fails_on_the_other_replica_is_no_silence(handles):
-    bad = pd.DataFrame({"job_id": range(10), "workload": "sleep", "seconds": [0.02] * 9 + ["long"]})
+def test_a_job_that_fails_on_the_other_replica_is_no_silence(doers):
+    bad = pd.DataFrame({"job_id": range(10), "workload": "sleep", "seconds": [0.02] * 9 + ["long"], "method": "nap"})
     with pytest.raises(Exception, match=r"long|TypeError"):
-        measure_contention(handles, bad, "nap", blocks=10)
+        measure_contention(doers, bad, blocks=10)
+
+
+def test_any_function_is_a_doer():
+    """Of a machine of one core two busy functions take twice as long; they know no method, threads or probes."""
+    core = threading.Lock()
+
+    def doer(row):
+        began = time.monotonic()
+        with core:
+            time.sleep(row["seconds"])
+        return {"run_s": time.monotonic() - began}
+
+    jobs = pd.DataFrame({"job_id": range(20), "seconds": 0.01})
+    rows = side_by_side([doer, doer], jobs, label="doers")
+    assert list(rows.columns) == [*jobs, "replica", "at_s", "run_s", "probe_s"] and rows["probe_s"].isna().all()
+    measured = measure_contention([doer, doer], jobs.assign(method="any"), blocks=10)
+    alone, busy = (measured[measured["busy"] == n]["run_s"].mean() for n in (1, 2))
+    assert 1.5 < busy / alone < 2.5
 
 
 def test_the_dispatcher_takes_milliseconds():

@@ -8,7 +8,7 @@ import pytest
 import ray
 from served import a_cell, calibration_rows, fitted_costs, serve
 
-from stlib.experiment.measure import side_by_side
+from stlib.experiment.measure import run_on, side_by_side
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.compare import predict_run
 from stlib.serving.replica import start_replica
@@ -84,9 +84,9 @@ def test_what_follows_the_run_is_not_known_beforehand(costs):
 
 
 def test_every_replica_does_every_job():
-    handles = [start_replica("sleep", menu={"nap": {}}) for _ in range(2)]
+    doers = [run_on(start_replica("sleep")) for _ in range(2)]
     try:
-        rows = side_by_side(handles, pd.DataFrame({"job_id": range(6), "workload": "sleep", "seconds": 0.02}), "nap",
+        rows = side_by_side(doers, pd.DataFrame({"job_id": range(6), "workload": "sleep", "seconds": 0.02}),
                             label="calibration")
     finally:
         ray.shutdown()

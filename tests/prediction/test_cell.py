@@ -1,5 +1,6 @@
 """Cells are checked before anything runs, kept when finished and leave nothing when interrupted."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -38,8 +39,8 @@ def simulated(costs, monkeypatch):
         return table, products, {"job_seconds": 1.0, "elapsed_s": 2.0}
 
     monkeypatch.setattr(cells, "serve", serve_simulated)
-    monkeypatch.setattr(cells, "side_by_side", lambda handles, jobs, method, label: calibration_rows(
-        costs, np.random.default_rng(2), replicas=len(handles), method=method, ratio={label: 1.0}))
+    monkeypatch.setattr(cells, "side_by_side", lambda doers, jobs, label: calibration_rows(
+        costs, np.random.default_rng(2), replicas=len(doers), method=jobs["method"].iloc[0], ratio={label: 1.0}))
 
 
 def small(**cells):
@@ -119,6 +120,64 @@ def test_a_cell_is_kept_whole_and_not_repeated(simulated, costs, tmp_path, capsy
     assert run(6, costs, tmp_path, again=True).name == "cell_6_run_2" and folder.exists()
     other = replace(small(), seed=9)  # another cell under the same number
     assert run(6, costs, tmp_path, plan=other).name == "cell_6_run_3"
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A copy of the library whose sources are hashed, with a function that edits a file of it."""
+    shutil.copytree(paths.ROOT / "stlib", tmp_path / "copy" / "stlib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "copy")
+
+    def edit(name, old, new):
+        file = tmp_path / "copy" / "stlib" / name
+        assert file.read_text().count(old) == 1
+        file.write_text(file.read_text().replace(old, new))
+    return edit
+
+
+@pytest.mark.parametrize("change", ["costs", "speed", "calibration", "scheduler", "its route"])
+def test_a_cell_served_by_something_else_is_not_kept(simulated, costs, tmp_path, library, change):
+    """The costs set the rate and are the prediction's; the others served the jobs."""
+    assert run(10, costs, tmp_path) == run(10, costs, tmp_path)
+    plan = small()
+    if change == "costs":
+        costs = replace(costs, beta=costs.beta * 1.1)
+    elif change == "speed":
+        costs = replace(costs, dispatch_s=0.1)
+    elif change == "calibration":
+        plan = replace(plan, calibration=20)
+    elif change == "scheduler":
+        library("serving/dispatcher.py", "    def queue(self", "    moved = True\n\n    def queue(self")
+    else:
+        library("serving/targets.py", "class HttpTarget:", "class HttpTarget(object):")
+    assert run(10, costs, tmp_path, plan=plan).name == "cell_10_run_2"
+
+
+def test_words_and_other_methods_leave_a_cell_kept(simulated, costs, tmp_path, library):
+    folder = run(6, costs, tmp_path)
+    library("serving/dispatcher.py", "    def queue(self", "    # a comment\n    def queue(self")
+    library("generation/illustrator.py", "def parallel(pipe, captions:", "def parallel(pipe, captions, *, more=1, _:")
+    library("prediction/cell.py", '"""Serve a cell and keep it;', '"""Serve one cell and keep it;')
+    assert run(6, costs, tmp_path) == folder
+
+
+def test_a_trace_with_other_times_is_served_anew(simulated, costs, tmp_path):
+    """The same name is not the same arrivals."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("at\n" + "\n".join(map(str, range(60))))
+    plan = small(cells={1: Cell("images", "parallel", 1, "central", arrivals={"name": str(trace)})})
+    folder = run(1, costs, tmp_path, plan=plan)
+    assert run(1, costs, tmp_path, plan=plan) == folder
+    trace.write_text("at\n" + "\n".join(str(2 * i) for i in range(60)))
+    assert run(1, costs, tmp_path, plan=plan) != folder
+
+
+def test_shared_arrivals_are_those_of_the_last_run(simulated, costs, tmp_path):
+    """Cell 2 served again at another rate: cell 3 has to be served again too."""
+    for number in (2, 3):
+        run(number, costs, tmp_path)
+    slow = replace(costs, beta=costs.beta * 1.1)
+    assert run(2, slow, tmp_path).name == "cell_2_run_2" and run(3, costs, tmp_path).name == "cell_3_run_2"
 
 
 def test_cells_that_share_have_the_same_arrivals_and_jobs(simulated, costs, tmp_path):
