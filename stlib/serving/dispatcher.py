@@ -293,7 +293,7 @@ class Dispatcher:
             except RayActorError as death:
                 await self._replace(server, death)
             except Exception as error:
-                self._depart(server, "failed", error=_text(error))
+                self._depart(server, "failed", error=error_text(error))
             else:
                 self._depart(server, "completed", *done)
 
@@ -310,7 +310,7 @@ class Dispatcher:
         self._now()
         job, server.handle = server.job, None
         if job.cancelled or job.row["attempt"] > 1:
-            self._depart(server, "failed", error=f"its replica died: {_text(death)}")
+            self._depart(server, "failed", error=f"its replica died: {error_text(death)}")
         else:
             job.row |= UNSTARTED | {"attempt": 2}
             server.job, job.expiry_s = None, math.inf  # it had started in time
@@ -324,7 +324,7 @@ class Dispatcher:
                 server.handle = handle
                 self._own.append(handle)
         except Exception as error:
-            server.lost = f"replica {server.number} died and could not be replaced: {_text(error)}"
+            server.lost = f"replica {server.number} died and could not be replaced: {error_text(error)}"
         server.idle_s = self._now()
         self._feed()
 
@@ -373,7 +373,7 @@ def _check_slots(replicas: int) -> None:
                          "or a larger cluster")
 
 
-def _text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """One line; of an error in the replica its cause, without Ray's traceback."""
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
