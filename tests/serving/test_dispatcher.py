@@ -156,6 +156,49 @@ def test_a_job_names_its_own_method_and_busy_replicas_are_counted(replicas):
     assert slow.row["probe_s"] > 0.001 and set(slow.row) == set(JOB_COLUMNS)
 
 
+def by_menu(params: dict, method: str) -> float:
+    return QUICK_S if method == "quick" else params["seconds"]
+
+
+def test_under_a_policy_the_told_wait_is_of_the_method_that_each_job_will_get(replicas):
+    """With four in the system the next to start is quick, then slow again: what the policy gives at each place."""
+    with Dispatcher("sleep", 1, methods=("slow", "quick"), policy=[0, 0, 0, 1], menu=MENU, handles=replicas[:1],
+                    estimate=by_menu) as target:
+        replies = served(target, *[of(0.4)] * 4)
+    told = [reply.products["expected_wait_s"] for reply in replies]
+    assert told == pytest.approx([0, 0.4, 0.8, 0.4 + QUICK_S + 0.4], abs=0.02)
+    assert [reply.row["method"] for reply in replies] == ["slow", "quick", "slow", "slow"]
+
+
+@pytest.mark.parametrize("routing, k", [("central", 1), ("central", 2), ("jsq", 2), ("round_robin", 2)])
+def test_the_last_job_waits_as_told(replicas, routing, k):
+    """Nothing comes after it, so that what it is told follows from the methods and places alone."""
+    with Dispatcher("sleep", k, routing=routing, methods=("slow", "quick"), policy=[0, 0, 1, 0, 1], menu=MENU,
+                    handles=replicas[:k], estimate=by_menu) as target:
+        replies = served(target, *[of(seconds) for seconds in (0.3, 0.4, 0.2, 0.45, 0.3, 0.35, 0.25, 0.5)],
+                         of(0.15, method="slow"), of(0.1))
+    last = replies[-1]
+    assert {"slow", "quick"} == {reply.row["method"] for reply in replies}
+    assert last.row["start_s"] - last.row["arrival_s"] == pytest.approx(last.products["expected_wait_s"], abs=0.1)
+
+
+def test_each_job_is_told_the_wait_at_the_replica_that_it_joins(replicas):
+    """Two equal queues of unequal work: a job told the wait of one must not join the other."""
+    with Dispatcher("sleep", 2, routing="jsq", handles=replicas[:2], estimate=by_menu) as target:
+        for _ in range(6):  # who joins which is chance
+            replies = served(target, of(0.5), of(0.1), of(0.01))
+            last = replies[2]
+            assert last.products["expected_wait_s"] == pytest.approx(
+                replies[0 if last.row["replica"] == replies[0].row["replica"] else 1].row["service_s"], abs=0.05)
+
+
+def test_a_policy_declares_each_method_s_own_work(replicas):
+    with Dispatcher("sleep", 1, methods=("slow", "quick"), policy=[0, 0, 0, 1], menu=MENU, handles=replicas[:1],
+                    estimate=by_menu) as target:
+        assert target.check({"seconds": 9.0}) == {"slow": 9.0, "quick": QUICK_S}
+        assert target.check({"seconds": 9.0}, "slow") == {"slow": 9.0}
+
+
 @pytest.mark.parametrize("options, message", [
     ({"replicas": 0}, "replicas = 0"),
     ({"workload": "dream"}, "unknown workload 'dream'"),
