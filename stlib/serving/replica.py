@@ -5,6 +5,7 @@
 
 import os
 import socket
+import tempfile
 import time
 
 from stlib.serving.workloads import Workload, make_workload
@@ -13,6 +14,7 @@ CONNECT_S = 5.0
 LOAD_S = 300.0
 IDLE_S = 0.1  # after a longer pause the last probe no longer tells the machine's speed
 OBJECT_STORE_BYTES = 128 * 2**20
+LONGEST = 36  # bytes: a socket's path has at most 103 or 107, of which Ray's own part takes 64
 
 
 class Replica:
@@ -100,22 +102,33 @@ def start_ray() -> None:
             _start_locally()
     except Exception as error:  # Ray raises bare ones
         remedy = f"is a cluster running at RAY_ADDRESS={address}? unset RAY_ADDRESS to start Ray on this machine" \
-            if address else "is the machine very busy, the temporary folder full, or listening not allowed?"
+            if address else ("is the machine very busy, listening not allowed, or the temporary folder full or not "
+                             "yours? RAY_TMPDIR names another")
         raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}): {remedy}") from error
 
 
 def _start_locally(attempts: int = 2) -> None:
-    """A first start from cold files can outlast Ray's own limits, so it is tried again."""
+    """A first start from cold files can outlast Ray's own limits, so it is tried again.
+
+    Without an address, rather than "local", Ray would join a cluster that `ray start` left on the machine.
+    """
     import ray
 
     try:
-        ray.init(include_dashboard=False, logging_level="CRITICAL", log_to_driver=False, _node_ip_address="127.0.0.1",
-                 object_store_memory=OBJECT_STORE_BYTES, _system_config={"worker_niceness": 0})
+        ray.init("local", include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
+                 _node_ip_address="127.0.0.1", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=_ray_folder(),
+                 _system_config={"worker_niceness": 0})
     except Exception:
         ray.shutdown()
         if attempts == 1:
             raise
         _start_locally(attempts - 1)
+
+
+def _ray_folder() -> str:
+    """Where Ray keeps its sockets and logs: the temporary folder's, or /tmp's where that is too long for a socket."""
+    folder = os.path.abspath(os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray"))
+    return folder if len(os.fsencode(folder)) <= LONGEST else "/tmp/ray"
 
 
 def start_replica(workload: str, *, threads: int = 1, options: dict | None = None, menu: dict | None = None,
@@ -128,8 +141,10 @@ def start_replica(workload: str, *, threads: int = 1, options: dict | None = Non
     start_ray()
     import ray
 
-    actor = ray.remote(Replica).options(num_cpus=1, num_gpus=gpus,
-                                        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}})
+    env = {"OMP_NUM_THREADS": str(threads)}
+    if gpus == 0:
+        env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves visible what was not asked for
+    actor = ray.remote(Replica).options(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": env})
     handle = actor.remote(workload, options, threads, menu)
     try:
         ray.get(handle.about.remote(), timeout=LOAD_S)

@@ -1,7 +1,12 @@
 """Replicas: what they measure, in this process and as Ray actors."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +77,65 @@ def test_an_unreachable_cluster_is_an_error_within_seconds(monkeypatch):
     with pytest.raises(RuntimeError, match="unset RAY_ADDRESS"):
         start_ray()
     assert time.monotonic() - began < 10
+
+
+START = """
+import ray
+from stlib.serving.replica import start_replica
+replica = start_replica("sleep")
+assert ray.get(replica.run.remote({"seconds": 0.0}))[1]["slept_s"] >= 0
+visible = ray.get(replica.__ray_call__.remote(lambda self: __import__("os").environ.get("CUDA_VISIBLE_DEVICES")))
+print("visible", repr(visible), "in", ray._private.worker.global_worker.node.get_session_dir_path())
+"""
+
+
+@pytest.fixture
+def short_folder():
+    """Ray's sockets lie in it: pytest's own would be too long."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="r"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(**env) -> str:
+    """What a program prints that starts a replica in this environment (None: unset)."""
+    kept = {name: value for name, value in (os.environ | env).items() if value is not None and name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", START], env=kept, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_ray_starts_where_the_temporary_folder_is_long_and_a_replica_sees_no_gpu(short_folder):
+    folder = short_folder / ("x" * 90)
+    folder.mkdir()
+    said = started(TMPDIR=str(folder), HOME="/nowhere", RAY_TMPDIR=None)
+    assert "visible '' in /tmp/ray/session" in said
+
+
+def test_ray_joins_no_cluster_that_was_left_on_the_machine(short_folder):
+    """`ray start` leaves its address in this file, for whoever starts Ray without one."""
+    (short_folder / "ray").mkdir()
+    (short_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    assert f"in {short_folder}/ray/session" in started(RAY_TMPDIR=str(short_folder))
+
+
+@pytest.mark.parametrize("env, folder", [
+    ({"TMPDIR": "/tmp"}, "/tmp/ray"),
+    ({"RAY_TMPDIR": "/var/tmp"}, "/var/tmp/ray"),
+    ({"RAY_TMPDIR": "/tmp/" + "x" * 90}, "/tmp/ray"),
+    ({"RAY_TMPDIR": "/tmp/" + "ü" * 20}, "/tmp/ray"),  # 20 characters are 40 bytes
+    ({"TMPDIR": "/nowhere/at/all"}, "/tmp/ray"),
+    ({"TMPDIR": ""}, "/tmp/ray"),
+    ({"RAY_TMPDIR": "near"}, "/var/tmp/near/ray"),
+])
+def test_the_folder_of_ray_is_short_and_absolute(monkeypatch, env, folder):
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what it found before
+    monkeypatch.chdir("/var/tmp")
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert replica._ray_folder() == folder
 
 
 @pytest.fixture(scope="module")
