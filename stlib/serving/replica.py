@@ -4,6 +4,7 @@
 """
 
 import os
+import secrets
 import socket
 import tempfile
 import time
@@ -114,6 +115,8 @@ def _start_locally(attempts: int = 2) -> None:
     """
     import ray
 
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would write its token
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     try:
         ray.init("local", include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
                  _node_ip_address="127.0.0.1", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=_ray_folder(),

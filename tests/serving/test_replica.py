@@ -105,10 +105,10 @@ def started(**env) -> str:
     return done.stdout
 
 
-def test_ray_starts_where_the_temporary_folder_is_long_and_a_replica_sees_no_gpu(short_folder):
+def test_ray_starts_with_a_long_temporary_folder_and_no_home_and_a_replica_sees_no_gpu(short_folder):
     folder = short_folder / ("x" * 90)
     folder.mkdir()
-    said = started(TMPDIR=str(folder), HOME="/nowhere", RAY_TMPDIR=None)
+    said = started(TMPDIR=str(folder), HOME="/proc/nowhere", RAY_TMPDIR=None)
     assert "visible '' in /tmp/ray/session" in said
 
 
