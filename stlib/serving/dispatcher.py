@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from stlib.queueing.checks import nonnegative, whole
 from stlib.queueing.job_table import OUTCOMES
 from stlib.queueing.simulation import ROUTINGS
-from stlib.serving.replica import start_ray, start_replica, stop_replica
+from stlib.serving.replica import start_ray, start_replica, stop_job, stop_replica
 from stlib.serving.workloads import make_workload
 
 ONLY = "only"  # the table's method where the workload has none, as in the simulator
@@ -50,6 +51,7 @@ class _Job(Reply):
     expiry_s: float
     declared_s: dict[str, float]  # by the methods it may get
     ended: asyncio.Future
+    token: str = field(default_factory=lambda: uuid4().hex)  # names it to the replica
     cancelled: bool = False
 
 
@@ -74,9 +76,11 @@ class _Server:
         return -1.0 if self.idle else self.running_s(now) + sum(job.declared_s[job.method] for job in self.queue)
 
     def running_s(self, now: float) -> float:
-        """What is left of the running job's declared work; 0 once it has outrun it."""
+        """What is left of the running job's declared work; 0 once it has outrun it, or is cancelled and stops."""
         job = self.job
-        return max(0.0, job.declared_s[job.row["method"]] - (now - job.row["start_s"])) if job else 0.0
+        if job is None or job.cancelled:
+            return 0.0
+        return max(0.0, job.declared_s[job.row["method"]] - (now - job.row["start_s"]))
 
 
 LOADS = {  # the server with the least takes the job
@@ -187,8 +191,8 @@ class Dispatcher:
         """Have a job done, in the running event loop; returns when it has its outcome.
 
         method: in place of the dispatcher's. deadline_s: if it has not started so many seconds after now it leaves,
-        timed out. job_id, scheduled_s: noted in its row. If the awaiting task is cancelled a waiting job leaves; one
-        that runs goes on to its end, and then counts as cancelled.
+        timed out. job_id, scheduled_s: noted in its row. If the awaiting task is cancelled a waiting job leaves, and
+        one that runs stops at its next token or step.
         Raises ValueError for a job that is refused, which does not count as offered; RuntimeError if not started.
         """
         nonnegative(deadline_s=0.0 if deadline_s in (None, math.inf) else deadline_s)
@@ -207,6 +211,9 @@ class Dispatcher:
             job.cancelled = True
             if any(job in queue for queue in self.queues):
                 self._end(job, "cancelled")
+            for server in self.servers:
+                if server.job is job and server.handle:
+                    stop_job(server.handle, job.token)
             raise
 
     async def drain(self) -> None:
@@ -300,7 +307,7 @@ class Dispatcher:
         while job := server.job:
             method = None if job.row["method"] == ONLY else job.row["method"]
             try:
-                done = await server.handle.run.remote(job.params, method, self.probe)
+                done = await server.handle.run.remote(job.params, method, self.probe, job.token)
             except RayActorError as death:
                 await self._replace(server, death)
             except Exception as error:

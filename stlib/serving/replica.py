@@ -9,12 +9,13 @@ import socket
 import tempfile
 import time
 
-from stlib.serving.workloads import Workload, make_workload
+from stlib.serving.workloads import Cancelled, Workload, make_workload
 
 CONNECT_S = 5.0
 LOAD_S = 300.0
 IDLE_S = 0.1  # after a longer pause the last probe no longer tells the machine's speed
 OBJECT_STORE_BYTES = 128 * 2**20
+CONTROL = "control"  # the calls that a replica answers while it does a job
 LONGEST = 36  # bytes: a socket's path has at most 103 or 107, of which Ray's own part takes 64
 
 
@@ -34,27 +35,36 @@ class Replica:
         self.workload: Workload = make_workload(workload, **(options or {}))
         self.workload.load()
         self.load_s = time.monotonic() - began
-        self._probe_s, self._probed_at = float("nan"), float("-inf")
+        self._probe_s, self._probed_at, self._stopped = float("nan"), float("-inf"), None
 
     def about(self) -> dict:
         """Process id, threads and the seconds that loading took; answers as soon as the replica can work."""
         return {"pid": os.getpid(), "threads": self.threads, "load_s": self.load_s}
 
-    def run(self, params: dict, method: str | None = None, probe: bool = True) -> tuple:
+    def stop(self, token: str) -> None:
+        """End the job of that token at its next token or step, also if it has not begun; called beside `run`."""
+        self._stopped = token
+
+    def run(self, params: dict, method: str | None = None, probe: bool = True, token: str | None = None) -> tuple:
         """Do one job; returns its payload and its products.
 
         To the workload's products are added `run_s`, the run alone, and `service_s`, run and probes; with `probe`
         also `probe_before_s`, `probe_after_s`, their mean `probe_s`, how many `probes` were run (1 or 2) and
         `probe_cost_s`, what they took in all.
         The probe after the last job is the one before this, unless the replica has idled since. An error of the
-        workload is raised here and leaves the replica able to work.
+        workload is raised here and leaves the replica able to work; so is Cancelled, once `stop(token)` was called.
         """
+        def go_on(*_) -> None:
+            if token is not None and self._stopped == token:
+                raise Cancelled
+
+        go_on()
         began = time.monotonic()
         idled = began - self._probed_at > IDLE_S
         if probe and idled:
             self._probe()
         before, started = self._probe_s, time.monotonic()
-        payload, products = self.workload.run(params | self._options(method))
+        payload, products = self.workload.run(params | self._options(method), go_on)
         ended = time.monotonic()
         products = products | {"run_s": ended - started}
         if probe:
@@ -147,8 +157,8 @@ def start_replica(workload: str, *, threads: int = 1, options: dict | None = Non
     env = {"OMP_NUM_THREADS": str(threads)}
     if gpus == 0:
         env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves visible what was not asked for
-    actor = ray.remote(Replica).options(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": env})
-    handle = actor.remote(workload, options, threads, menu)
+    actor = ray.remote(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": env}, concurrency_groups={CONTROL: 1})
+    handle = actor(Replica).remote(workload, options, threads, menu)
     try:
         ray.get(handle.about.remote(), timeout=LOAD_S)
     except ray.exceptions.GetTimeoutError:
@@ -157,6 +167,11 @@ def start_replica(workload: str, *, threads: int = 1, options: dict | None = Non
     except ray.exceptions.RayActorError as error:
         raise RuntimeError(f"the replica did not come up: {error}") from error
     return handle
+
+
+def stop_job(handle, token: str) -> None:
+    """Have a replica end the job of that token, if it is doing it or will; returns at once."""
+    handle.stop.options(concurrency_group=CONTROL).remote(token)
 
 
 def stop_replica(handle) -> None:

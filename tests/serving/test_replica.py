@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from stlib.serving import replica
-from stlib.serving.replica import IDLE_S, Replica, start_ray, start_replica, stop_replica
-from stlib.serving.workloads import WORKLOADS
+from stlib.serving.replica import IDLE_S, Replica, start_ray, start_replica, stop_job, stop_replica
+from stlib.serving.workloads import WORKLOADS, Cancelled
 from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
@@ -155,6 +155,42 @@ def test_an_actor_does_one_job_at_a_time(actor):
     done = ray.get([actor.run.remote({"seconds": 0.1}, probe=False) for _ in range(3)])
     assert time.monotonic() - began >= 0.3
     assert all(products["service_s"] < 0.2 for _, products in done)
+
+
+def test_a_job_that_is_stopped_ends_at_its_next_slice_and_no_other_does(actor):
+    began = time.monotonic()
+    doomed, spared = (actor.run.remote({"seconds": seconds}, probe=False, token=token)
+                      for seconds, token in ((30.0, "a"), (0.2, "b")))
+    time.sleep(0.3)
+    stop_job(actor, "a")
+    with pytest.raises(Cancelled):
+        ray.get(doomed)
+    assert ray.get(spared)[1]["slept_s"] >= 0.2 and time.monotonic() - began < 5
+    stop_job(actor, "b")  # too late
+    assert ray.get(actor.run.remote({"seconds": 0.2}, probe=False))[1]["slept_s"] >= 0.2
+
+
+def test_a_job_that_is_stopped_before_it_starts_never_runs(actor):
+    stop_job(actor, "early")
+    time.sleep(0.2)
+    with pytest.raises(Cancelled):
+        ray.get(actor.run.remote({"seconds": 30.0}, token="early"), timeout=10)
+
+
+def test_the_thread_that_computes_has_the_replicas_threads(actor):
+    def cores(replica):
+        import torch
+
+        a, began, used = torch.ones(600, 600), time.monotonic(), time.process_time()
+        while time.monotonic() - began < 1.0:
+            a @ a
+        return torch.get_num_threads(), (time.process_time() - used) / (time.monotonic() - began)
+
+    two = ray.get(actor.__ray_call__.remote(cores))
+    single = start_replica("sleep")
+    one = ray.get(single.__ray_call__.remote(cores))
+    stop_replica(single)
+    assert (one[0], two[0]) == (1, 2) and one[1] < 1.1 and two[1] > 1.15 * one[1]
 
 
 def test_an_error_fails_that_job_alone(actor):
