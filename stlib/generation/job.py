@@ -35,16 +35,18 @@ Captions = Annotated[tuple[FullText, ...] | None, BeforeValidator(_as_tuple), Fi
 class StoryJob(Fields):
     """One job: a prompt to be told and illustrated, or captions to be drawn. None is as if left out.
 
-    prompt: what the story is about, of at most 1000 characters; empty for captions alone (then no LLM runs).
+    prompt: what the story is about, of at most 1000 characters, and 256 tokens of the LLM's where one is at hand to
+        count them (Storyteller.check); empty for captions alone (then no LLM runs).
     n_panels: sentences and pictures, 1 to 16; left out, the number of captions, or 4.
-    captions: if given, they are drawn instead of the LLM's sentences; one string is one caption.
+    captions: if given, they are drawn instead of the LLM's sentences; one string is one caption. The pipeline cuts
+        off what its text encoder cannot hold (embedded: beyond 20 tokens).
     llm_tokens: the most tokens the LLM may decode, at least 4 a panel.
     exact_tokens: decode exactly `llm_tokens`, at least 1 a panel (a prompt and captions must be given).
     method: a name in METHODS.
     steps: denoising steps a picture, 1 to 200.
     image_size: pixels a side; left out or "auto": what the model was trained at.
     guidance_scale: classifier-free guidance; left out: the model's own; 1 or less: none.
-    precision: of the LDM; left out: what the models were loaded in.
+    precision: of the LDM; left out: what the storyteller was made with. Another one is loaded at its first job.
     early_exit: not there yet; must be False.
     seed: fixes the story and the pictures, 0 to 2**32 - 1.
 
@@ -95,6 +97,7 @@ class StoryResult:
         step), `vae_decode`, `total`.
     tokens_run: tokens the LLM decoded. steps_run: denoising steps run (one step of a batch counts once).
     job: the job as it was asked for. provenance: models, types and versions that made this.
+    prompt_tokens: tokens of the prompt that the LLM read.
     """
 
     story: str
@@ -105,6 +108,7 @@ class StoryResult:
     steps_run: int
     job: StoryJob
     provenance: dict = field(default_factory=dict)
+    prompt_tokens: int = 0
 
     def strip(self, gap: int = 4) -> Image.Image:
         """The panels side by side, `gap` white pixels between them."""
@@ -143,6 +147,7 @@ class StoryResult:
             "job": self.job.model_dump(),
             "story": self.story,
             "captions": self.captions,
+            "prompt_tokens": self.prompt_tokens,
             "tokens_run": self.tokens_run,
             "steps_run": self.steps_run,
             "timings": self.timings,
