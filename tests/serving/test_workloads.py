@@ -104,7 +104,7 @@ def test_bad_parameters_are_named_before_anything_is_loaded(bad, message):
     story.validate(STORY)
     with pytest.raises(ValueError, match=message):
         story.validate(STORY | bad)
-    assert story.storyteller._pipe is None
+    assert not story.storyteller._pipes
 
 
 @pytest.mark.parametrize("seconds", [None, "long", -1, 4000])
