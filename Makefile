@@ -46,7 +46,7 @@ REPORT := stlib/report.py stlib/paths.py
 # The reference's rows, which full measures and the other profiles read.
 REFERENCE := $(if $(filter-out full,$(PROFILE)),$(wildcard data/reference/*.* data/reference/served/*/*))
 
-.PHONY: setup models report test validate lab serve train lint clean help
+.PHONY: setup models report test validate reference lab serve train lint clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -94,6 +94,11 @@ test: $(MODELS) ## the fast tests (pytest without the marker slow)
 
 validate: $(MODELS) ## the slow checks; their summaries go to data/reference/validate
 	$(PYTHON) -m pytest -m slow --durations=10
+
+reference: ## make the last full run the committed reference (look at the difference before you commit it)
+	@test -d build/full/results/served || { echo "no whole full run: make report PROFILE=full" >&2; exit 1; }
+	rm -rf data/reference/served
+	cp -R build/full/results/served build/full/results/*.parquet build/full/results/*.csv build/full/results/*.json data/reference/
 
 lab: $(MODELS) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab $(ENCRYPTED) notebooks
