@@ -202,6 +202,7 @@ def build_pdf(target: Path, timeout_s: float = 120) -> Path:
     Raises RuntimeError with TeX's own error lines, FileNotFoundError when there is no pdflatex.
     """
     command = [_pdflatex(), "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
+    paths.build().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tex-", dir=paths.build()) as folder:
         stage = Path(folder)
         shutil.copytree(paths.generated(), stage / "generated", ignore=shutil.ignore_patterns(".*"))
