@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from filelock import FileLock
+from scipy import stats
 
 from stlib import paths
 
@@ -69,6 +71,14 @@ def set_theme() -> None:
     plt.rcParams.update({"figure.figsize": (WIDTH, 0.5 * WIDTH), "figure.constrained_layout.use": True,
                          "savefig.dpi": 200, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
+
+
+def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of independent values (n,) and Student's t interval for it: middle, low, high (NaN below two values)."""
+    values = np.asarray(values, float)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 \
+        if len(values) > 1 else math.nan
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
 def points(ax, data: pd.DataFrame, x: str, label: str | None = None) -> None:
@@ -192,6 +202,7 @@ def build_pdf(target: Path, timeout_s: float = 120) -> Path:
     Raises RuntimeError with TeX's own error lines, FileNotFoundError when there is no pdflatex.
     """
     command = [_pdflatex(), "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
+    paths.build().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tex-", dir=paths.build()) as folder:
         stage = Path(folder)
         shutil.copytree(paths.generated(), stage / "generated", ignore=shutil.ignore_patterns(".*"))
@@ -220,7 +231,8 @@ def export() -> None:
         raise FileNotFoundError(f"no {_from_here(pdf)}: `make report` builds it")
     with FileLock(paths.BUILD / ".export.lock"):
         shown.unlink(missing_ok=True)
-        for made, folder in ((paths.figures(), paths.ROOT / "figures"), (paths.generated(), shown.parent / "generated")):
+        for made, folder in ((paths.figures(), paths.ROOT / "figures"),
+                             (paths.generated(), shown.parent / "generated")):
             folder.mkdir(exist_ok=True)
             for old in filter(Path.is_file, folder.iterdir()):
                 old.unlink()
