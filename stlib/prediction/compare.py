@@ -70,7 +70,7 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     law = MixWork.of(model, JobMix.from_yaml(cell["mix"]), cell["method"], np.random.default_rng([cell["seed"], 1]))
     process = arrival_process(cell["lam"], **cell["arrivals"])
     factor = machine_factors(table, products, model, speed.probe_ratios(cell["method"], cell["replicas"]))
-    again = recursion(arrival_s, table["service_s"] + speed.dispatch_s, table["replica"].to_numpy())
+    again = recursion(arrival_s, table["service_s"] + speed.dispatch_s, table["replica"], table["start_s"])
 
     def simulated(of, draw, n_runs):
         return finite_run(of.complete(draw), of.k, n_runs, np.random.default_rng([cell["seed"], 2]), slo_s=slo_s,
