@@ -193,25 +193,31 @@ class Service:
         """The rate at which k replicas saturate, all busy."""
         return float(k * self.speed.of(self.method, k)[k] / self.mean_s)
 
-    def steady_state(self, lam: float, k: int, *, slo_s=(), runs: int = 20, n_jobs: int = 20_000) -> pd.DataFrame:
+    def steady_state(self, lam: float, k: int, *, slo_s=(), percentiles=(50, 95), runs: int = 20,
+                     n_jobs: int = 20_000) -> pd.DataFrame:
         """Metrics of long runs, their first tenth left out: a row a run; always the same random numbers.
+
+        With many replicas the runs are longer than n_jobs: their first tenth has at least five jobs a replica.
 
         Raises ValueError at or above the capacity.
         """
         if not 0 < lam < self.capacity(k):
             raise ValueError(f"rate = {lam:g}: {k} replicas do less than {self.capacity(k):.3f} jobs a second "
                              f"(rho = 1) by {self.method}; lower the rate or add replicas")
-        rng, process = np.random.default_rng(0), arrival_process(lam, **self.arrivals)
+        n_jobs, rng, process = max(n_jobs, 50 * k), np.random.default_rng(0), arrival_process(lam, **self.arrivals)
         arrival_s = np.stack([process.sample(n_jobs, rng) for _ in range(runs)])
         work, mean = self.work.sample(rng, arrival_s.shape)
         rows = run_jobs(*check_jobs(arrival_s, work + self.speed.dispatch_s, mean), k, routing=self.routing, rng=rng,
                         speed=self.speed.of(self.method, k) if k > 1 else None, workers=cpu_count())
         response, wait = ((column - arrival_s)[:, n_jobs // 10 :] for column in (rows.finish, rows.start))
-        return pd.DataFrame(reduce_runs(response, wait, slo_s, (50, 95)))
+        return pd.DataFrame(reduce_runs(response, wait, slo_s, percentiles))
 
     def metric(self, name: str, lam: float, k: int) -> float:
         """A metric of `steady_state`, infinite at or above the capacity: for `planning`."""
-        return float(self.steady_state(lam, k)[name].mean()) if lam < self.capacity(k) else np.inf
+        if lam >= self.capacity(k):
+            return np.inf
+        percentiles = [float(name[1:])] if name.startswith("p") else []
+        return float(self.steady_state(lam, k, percentiles=percentiles)[name].mean())
 
     def exact(self, lam: float, k: int) -> formulas.QueueMetrics | None:
         """The formula of Pollaczek and Khinchine, where it holds: Poisson arrivals, one replica."""
