@@ -68,6 +68,8 @@ class Campaign:
     def __post_init__(self):
         checks.whole(n_jobs=self.n_jobs)
         checks.whole(LEAST_JOBS, calibration=self.calibration)
+        checks.whole(0, seed=self.seed)
+        checks.positive(**{f"slo_factors[{i}]": factor for i, factor in enumerate(self.slo_factors)})
         for number, cell in self.cells.items():
             _check(number, cell, self)
 
@@ -185,12 +187,12 @@ def _check(number: int, cell: Cell, campaign: Campaign) -> None:
     from stlib.generation import METHODS  # seconds to import, which a prediction need not wait for
     from stlib.serving.targets import ROUTES
 
-    JobMix.from_yaml(cell.mix)
-    for name, value, known in (("method", cell.method, METHODS), ("routing", cell.routing, ROUTINGS),
-                               ("http", cell.http or ROUTES[0], ROUTES)):
+    for name, value, known in (("method", cell.method, METHODS), ("baseline", campaign.baseline, METHODS),
+                               ("routing", cell.routing, ROUTINGS), ("http", cell.http or ROUTES[0], ROUTES),
+                               (f"workload of the mix {cell.mix}", JobMix.from_yaml(cell.mix).workload, ["story"])):
         if value not in known:
             raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known)}")
-    checks.whole(replicas=cell.replicas)
+    checks.whole(**{f"cell {number}: replicas": cell.replicas})
     given = [cell.rho is not None, cell.rate is not None, cell.same_as is not None]
     traced = cell.arrivals is not None and cell.arrivals["name"].endswith(".csv")
     if sum(given) not in ((0, 1) if traced else (1,)) or (cell.arrivals is None) != (cell.same_as is not None):
@@ -200,9 +202,13 @@ def _check(number: int, cell: Cell, campaign: Campaign) -> None:
     if cell.same_as is not None and (cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as):
         raise ValueError(f"cell {number}: same_as = {cell.same_as} is no cell with arrivals of its own: it may be one "
                          f"of {', '.join(str(n) for n, other in campaign.cells.items() if other.same_as is None)}")
+    if cell.rate is not None:
+        checks.positive(**{f"cell {number}: rate": cell.rate})
     if cell.arrivals is not None:
-        arrival_process(cell.rate or 1.0, **cell.arrivals).sample(campaign.n_jobs if traced else 1,
-                                                                  np.random.default_rng(0))
+        process = arrival_process(cell.rate or 1.0, **cell.arrivals)
+        if traced and campaign.n_jobs > len(process.arrival_s):
+            raise ValueError(f"cell {number}: n_jobs = {campaign.n_jobs}, but {cell.arrivals['name']} has "
+                             f"{len(process.arrival_s)} arrivals: ask for {len(process.arrival_s)} jobs or fewer")
 
 
 def _shared(results: Path, cell: Cell) -> dict:

@@ -85,7 +85,7 @@ def test_bad_cells_are_refused_before_anything_runs(tmp_path, change, message):
 def test_a_trace_shorter_than_the_jobs_is_refused(tmp_path):
     (tmp_path / "trace.csv").write_text("at\n1\n2\n3\n")
     cell = Cell("images", "parallel", 1, "central", arrivals={"name": str(tmp_path / "trace.csv")})
-    with pytest.raises(ValueError, match="n = 50"):
+    with pytest.raises(ValueError, match=r"n_jobs = 50, but .*trace.csv has 3 arrivals: ask for 3 jobs or fewer"):
         small(cells={1: cell})
     plan = replace(Campaign.from_yaml(), n_jobs=3, cells={1: replace(cell, rate=2.0)})
     _, arrival_s, lam = drawn(JobMix.from_yaml("images"), plan.cells[1].arrivals, 2.0, 1, 3)
