@@ -47,6 +47,7 @@ def erlang_c(lam: float, mu: float, k: int) -> float:
 
 def mmk(lam: float, mu: float, k: int) -> QueueMetrics:
     """M/M/k: Poisson arrivals, exponential service. Exact; wq = C / (k mu - lam) with Erlang's C."""
+    k = checks.whole(k=k)
     return metrics(lam, erlang_c(lam, mu, k) / (k * mu - lam), 1 / mu, k)
 
 
@@ -144,7 +145,7 @@ def gigk(lam: float, scv_a: float, mean_s: float, scv_s: float, k: int) -> Queue
     only, best in heavy traffic, and far off for nearly deterministic service on many servers. Arrivals that are
     correlated (an MMPP, most traces) have no place in it.
     """
-    _check(lam, mean_s, k, scv_a=scv_a, scv_s=scv_s)
+    k = _check(lam, mean_s, k, scv_a=scv_a, scv_s=scv_s)
     return metrics(lam, (scv_a + scv_s) / 2 * mmk(lam, 1 / mean_s, k).wq, mean_s, k)
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
-NAMES = re.compile(r"(scheduled|arrival|time|timestamp|time_stamp|stamp|datetime|date_time|arrival_time|"
+NAMES = re.compile(r"(scheduled|arrival|at|time|timestamp|time_stamp|stamp|datetime|date_time|arrival_time|"
                    r"arrival_timestamp)(_(utc|s|ms|us|ns))?")
 UNITS = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of numbers, per second
 YEARS = 946_684_800, 4_102_444_800  # 2000 to 2100 in seconds since 1970: here a number is an epoch

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from independent import interval_scv
 from scipy import linalg
 
-from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace
+from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace, arrival_process
 
 RENEWALS = [
     Renewal(2.0, 0.3, "gamma"),
@@ -189,7 +189,7 @@ def test_bad_numbers_are_refused(bad):
         lambda: Trace([1, 2, 3]).idc(bad),
     ]
     for make in makers:
-        with pytest.raises(ValueError, match=r"must|leaves"):
+        with pytest.raises(ValueError, match=r"must|leaves|needs"):
             make()
     with pytest.raises(ValueError, match="must"):
         MMPP2(1, -1, 1, 1)
@@ -203,3 +203,54 @@ def test_bad_numbers_are_refused(bad):
 def test_renewal_refuses_an_scv_its_law_cannot_have(scv, law):
     with pytest.raises(ValueError, match=r"scv|law"):
         Renewal(1.0, scv, law)
+
+
+@pytest.mark.parametrize(("given", "process"), [
+    ({}, Poisson(2.0)), ({"name": "poisson", "scv": 1, "idc": 1.0}, Poisson(2.0)),
+    ({"name": "calm", "scv": 1}, Poisson(2.0)), ({"name": "lumpy", "scv": 4}, Renewal(2.0, 4)),
+    ({"name": "even", "scv": 0.25}, Renewal(2.0, 0.25)), ({"name": "on", "scv": 3, "idc": 3}, MMPP2.fit(2.0, 3, 3)),
+    ({"name": "clock", "scv": 0}, Renewal(2.0, 0, "deterministic")),
+    ({"name": "bursty", "scv": 2, "idc": 4}, MMPP2.fit(2.0, 2, 4)),
+])
+def test_a_process_is_what_its_parameters_say(given, process):
+    found = arrival_process(2.0, **given)
+    assert found == process
+    gaps = np.diff(found.sample(100_000, np.random.default_rng(5)))
+    assert gaps.mean() == pytest.approx(0.5, rel=0.05)
+    if "idc" not in given:
+        assert gaps.var() / gaps.mean() ** 2 == pytest.approx(given.get("scv", 1), rel=0.1, abs=1e-9)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"name": "lumpy", "idc": 4}, "'lumpy' state no scv"), ({"name": "lumpy", "idc": 1}, "state no scv"),
+    ({"name": "lumpy"}, "'lumpy' state no scv"), ({"scv": 4}, "'poisson' have scv = idc = 1"),
+    ({"name": "poisson", "scv": 2, "idc": 4}, "give them another name"),
+    ({"name": "lumpy", "scv": 4, "idc": 1}, "1 < scv <= idc"),
+    ({"name": "lumpy", "scv": 1, "idc": 4}, "1 < scv <= idc"),
+    ({"name": "lumpy", "scv": -1}, "scv = -1 must be"), ({"name": "lumpy", "scv": math.nan}, "scv = nan must be"),
+    ({"name": "lumpy", "scv": "4"}, "scv = 4 must be a finite number"),
+    ({"name": "lumpy", "scv": True}, "scv = True must be a finite number"),
+    ({"name": "lumpy", "svc": 4}, "no parameter 'svc': a process takes scv and idc"),
+    ({"name": "lumpy", "scv": 4, "time_column": "t"}, "no parameter 'time_column'"),
+    ({"name": "day.csv", "scv": 4}, "no parameter 'scv': a trace takes time_column and unit"),
+    ({"name": "day.csv", "column": "t"}, "no parameter 'column': a trace takes"),
+])
+def test_a_process_that_would_be_another_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        arrival_process(2.0, **given)
+
+
+@pytest.mark.parametrize("rate", [None, 0, -1.0, math.nan, "2", True])
+def test_a_process_needs_a_rate_above_zero(tmp_path, rate):
+    path = written(tmp_path, "t\n0\n1\n")
+    makers = [lambda: arrival_process(rate), lambda: arrival_process(rate, "lumpy", scv=4)]
+    makers += [lambda: arrival_process(rate, str(path), time_column="t")] if rate is not None else []
+    for make in makers:
+        with pytest.raises(ValueError, match=f"rate = {rate} must be a finite number above 0"):
+            make()
+
+
+def test_a_trace_is_stretched_to_a_rate_or_keeps_its_own(tmp_path):
+    path = str(written(tmp_path, "job_id,t\n7,0\n8,1500\n9,2000\n"))
+    assert arrival_process(None, path, time_column="t", unit="ms").arrival_s.tolist() == [0, 1.5, 2]
+    assert arrival_process(4.0, path, time_column="t").arrival_s == pytest.approx([0, 0.375, 0.5])

@@ -111,6 +111,16 @@ def test_near_saturation_the_chain_is_exact_or_refuses():
         mphk(0.99999, PhaseType.erlang(2, 1.0), 1)
 
 
+@pytest.mark.parametrize("lam", [1e-12, 1e-6, 1e-3])
+def test_waits_of_an_almost_empty_queue_keep_their_digits(lam):
+    exact = mg1(lam, 2.0, 0.5).wq
+    law = PhaseType.erlang(2, 2.0)
+    assert mphk(lam, law, 1).wq == pytest.approx(exact, rel=1e-9, abs=0)
+    for policy in ([0], [0, 0, 1], [1, 0, 1, 0]):
+        found = mg1_queue_dependent(lam, [(2.0, 0.5), law], policy)
+        assert (found.wq, found.rho) == pytest.approx((exact, 2 * lam), rel=1e-9, abs=0)
+
+
 def test_too_many_configurations_point_to_simulation():
     assert math.comb(5 + 10 - 1, 5) > chains.MAX_CONFIGURATIONS
     with pytest.raises(ValueError, match=r"2002 phase configurations must be at most 2000.*simulat"):
@@ -211,7 +221,7 @@ def test_an_overloaded_law_is_fine_while_the_last_is_stable():
         mg1_queue_dependent(0.9, [(3.0, 1.0), (0.5, 1.0)], [1, 1, 0])
 
 
-@pytest.mark.parametrize("policy", [[], [2], [-1], [0.5], [[0]], [math.nan]])
+@pytest.mark.parametrize("policy", [[], [2], [-1], [0.5], [[0]], [math.nan], [math.inf], [True, False], ["0"]])
 def test_a_policy_that_names_no_law_is_refused(policy):
     with pytest.raises(ValueError, match="policy"):
         mg1_queue_dependent(0.5, [(1.0, 1.0), (0.5, 1.0)], policy)
