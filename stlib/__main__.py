@@ -43,8 +43,6 @@ def tell(
     out: Annotated[Path, typer.Option(help="folder for story, panels, strip and times")] = Path("story"),
 ):
     """Tell and illustrate one story and save it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and not an empty folder: name another one with --out")
     check_folder("--out", out, replaced=True)
     from stlib.generation import StoryJob, Storyteller
 
@@ -106,6 +104,7 @@ def predict(
     model: ModelFile = MODEL, speed: SpeedFile = SPEED,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
+    from stlib.experiment import JobMix
     from stlib.prediction.cell import named_arrivals
     from stlib.prediction.predict import Service
     from stlib.queueing.planning import read_target
@@ -114,6 +113,8 @@ def predict(
     if arrivals.endswith(".csv"):
         raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
                          "replay, which serves a trace and predicts that run")
+    if (workload := JobMix.from_yaml(mix).workload) != "story":
+        raise ValueError(f"mix {mix} has the workload {workload!r}: the model is of stories, take a mix of these")
     fitted, measured = _fitted(model, speed)
     service = Service.of(fitted, measured, mix, method, routing, named_arrivals(arrivals))
     capacity, known = service.capacity(replicas), len(measured.speed[method])
