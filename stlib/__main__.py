@@ -42,8 +42,6 @@ def tell(
     out: Annotated[Path, typer.Option(help="folder for story, panels, strip and times")] = Path("story"),
 ):
     """Tell and illustrate one story and save it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and not an empty folder: name another one with --out")
     check_folder("--out", out, replaced=True)
     from stlib.generation import StoryJob, Storyteller
 

@@ -56,10 +56,12 @@ def ranged(name: str, kind: type, text: str, **bounds: float):
 
 
 def check_folder(option: str, folder: Path, *, replaced: bool = False) -> None:
-    """Raise ValueError unless `folder` can be written into, or `replaced` by another, by trying; leaves no trace."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    """Raise ValueError unless `folder` can be written into, or, empty, `replaced` by another; tried, without trace."""
+    missing = [one for one in (folder, *folder.parents) if not os.path.exists(one)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if replaced and any(folder.iterdir()):
+            raise ValueError(f"{option} {folder} is there already and not empty: name another place")
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent if replaced else folder) as trial:
             if replaced:
                 os.replace(folder, trial)
@@ -68,5 +70,5 @@ def check_folder(option: str, folder: Path, *, replaced: bool = False) -> None:
         raise ValueError(f"{option} {folder} cannot be written ({error.strerror}): name another place") from error
     finally:
         for one in missing:
-            if one.is_dir():
+            if os.path.isdir(one):
                 one.rmdir()

@@ -113,6 +113,9 @@ class System:
            **given) -> "System":
         """From fitted costs and a mix; method: of all jobs, or a policy: names by the number of outstanding jobs."""
         mix = mix if isinstance(mix, JobMix) else JobMix.from_yaml(mix)
+        if mix.workload != costs.workload:
+            raise ValueError(f"mix {mix.name} is of the workload {mix.workload!r}, the costs of {costs.workload!r}: "
+                             "take a mix of these")
         names = [method] if isinstance(method, str) else list(method)
         methods = tuple(dict.fromkeys(names))
         return cls(costs, MixWork.of(costs, mix, methods, seed), methods, tuple(map(methods.index, names)), k, **given)
