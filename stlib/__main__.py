@@ -70,14 +70,14 @@ def serve(
     from stlib.experiment.costs import service_estimator
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
-    from stlib.serving.server import listen, run
+    from stlib.serving.server import listen, run, url_of
 
     sock = listen(host, port, token)
     estimate = service_estimator(*_fitted(model, speed), method, replicas, probes=float(probe))
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher("story", replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
                     probe=probe) as dispatcher:
-        print(f"Storyteller is served at http://{host}:{port} (stop with Ctrl-C)", flush=True)
+        print(f"Storyteller is served at {url_of(sock)} (stop with Ctrl-C)", flush=True)
         run(make_app(dispatcher, token), sock)
 
 

@@ -2,11 +2,18 @@
 
 from stlib.serving.workloads.protocol import Progress, Workload
 from stlib.serving.workloads.sleep import SleepWorkload
-from stlib.serving.workloads.story import StoryWorkload
 
-__all__ = ["WORKLOADS", "Progress", "SleepWorkload", "StoryWorkload", "Workload", "make_workload"]
+__all__ = ["WORKLOADS", "Progress", "SleepWorkload", "Workload", "make_workload"]
 
-WORKLOADS = {workload.name: workload for workload in (StoryWorkload, SleepWorkload)}
+
+def _story(**options) -> Workload:
+    """Seconds to import, which a sleeping replica need not wait for."""
+    from stlib.serving.workloads.story import StoryWorkload
+
+    return StoryWorkload(**options)
+
+
+WORKLOADS = {"story": _story, "sleep": SleepWorkload}
 
 
 def make_workload(name: str, **options) -> Workload:

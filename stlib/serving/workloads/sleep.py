@@ -1,6 +1,7 @@
 """Jobs that sleep: they time the dispatcher and drive crash tests."""
 
 import time
+from typing import ClassVar
 
 from stlib.serving.workloads.protocol import Progress
 
@@ -9,6 +10,7 @@ class SleepWorkload:
     """Jobs that sleep for `seconds`: they time the dispatcher and drive crash tests."""
 
     name = "sleep"
+    routes: ClassVar = {}
 
     def load(self) -> None:
         """Nothing to load."""
