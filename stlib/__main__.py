@@ -77,7 +77,7 @@ def serve(
     from stlib.prediction.predict import estimator
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
-    from stlib.serving.server import listen, run
+    from stlib.serving.server import listen, run, url_of
     from stlib.serving.workloads import make_workload
 
     fitted = Costs.from_json(costs)
@@ -87,8 +87,7 @@ def serve(
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher("story", replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
                     probe=probe) as dispatcher:
-        name = f"[{host}]" if ":" in host else host
-        print(f"Storyteller is served at http://{name}:{sock.getsockname()[1]} (stop with Ctrl-C)", flush=True)
+        print(f"Storyteller is served at {url_of(sock)} (stop with Ctrl-C)", flush=True)
         run(make_app(dispatcher, token), sock)
 
 

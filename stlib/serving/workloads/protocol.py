@@ -13,10 +13,24 @@ class Cancelled(Exception):
     """Nobody waits for the job any more: raised by `on_progress`, it ends the job."""
 
 
+class Request(Protocol):
+    """A job as asked for over HTTP: a pydantic model with these members, whose docstring is shown at /docs."""
+
+    method: str | None
+    deadline_s: float | None
+
+    def params(self) -> dict:
+        """The job's parameters, as `Workload.run` takes them."""
+
+    def reply(self, payload) -> dict:
+        """The reply's fields (JSON), from what `run` gave."""
+
+
 class Workload(Protocol):
     """What the served system asks of a workload."""
 
     name: str
+    routes: dict[str, type[Request]]  # by path: what is asked for there, over HTTP
 
     def load(self) -> None:
         """Load the models and do one small inference, so that the first job costs what later ones cost."""

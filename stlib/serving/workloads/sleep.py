@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import ClassVar
 
 from stlib.serving.workloads.protocol import Progress
 
@@ -12,6 +13,7 @@ class SleepWorkload:
     """Jobs that sleep for `seconds`: they time the dispatcher and drive crash tests."""
 
     name = "sleep"
+    routes: ClassVar = {}
 
     def load(self) -> None:
         """Nothing to load."""
