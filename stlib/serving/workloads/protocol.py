@@ -13,9 +13,13 @@ class Workload(Protocol):
     """What the served system asks of a workload."""
 
     name: str
+    fields: dict[str, Any]  # of its jobs but the menu's, with what a mix may leave out; ... must be given
 
     def load(self) -> None:
         """Load the models and do one small inference, so that the first job costs what later ones cost."""
+
+    def check(self, params: dict) -> None:
+        """Raise ValueError for parameters that no models could do. Left out, `validate` is asked."""
 
     def validate(self, params: dict) -> None:
         """Raise ValueError for parameters that `run` would refuse. Needs no loaded model."""

@@ -1,6 +1,7 @@
 """Jobs that sleep: they time the dispatcher and drive crash tests."""
 
 import time
+from typing import ClassVar
 
 from stlib.serving.workloads.protocol import Progress
 
@@ -9,6 +10,7 @@ class SleepWorkload:
     """Jobs that sleep for `seconds`: they time the dispatcher and drive crash tests."""
 
     name = "sleep"
+    fields: ClassVar = {"seconds": ...}
 
     def load(self) -> None:
         """Nothing to load."""
@@ -16,7 +18,7 @@ class SleepWorkload:
     def validate(self, params: dict) -> None:
         """Raise ValueError unless `seconds` is a number from 0 to 3600."""
         seconds = params.get("seconds")
-        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
             raise ValueError(f"seconds = {seconds!r}: a sleeping job takes from 0 to 3600")
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 from stlib.serving.workloads.protocol import Progress
 
@@ -18,6 +19,9 @@ class StoryWorkload:
     """
 
     name = "story"
+    fields: ClassVar = {"prompt": "", "n_panels": ..., "captions": None, "llm_tokens": ..., "exact_tokens": False,
+                        "steps": ..., "image_size": ..., "guidance_scale": ..., "seed": None}
+    drawn_first = ("n_panels", "steps", "llm_tokens", "image_size", "guidance_scale")  # the committed jobs rest on it
 
     def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto", *,
                  probe_steps: int = PROBE_STEPS, probe_tokens: int = PROBE_TOKENS):
@@ -38,6 +42,11 @@ class StoryWorkload:
     def validate(self, params: dict) -> None:
         """Raise ValueError for parameters that are no StoryJob or beyond these models."""
         self.storyteller.check(self._job(params))
+
+    @staticmethod
+    def check(params: dict) -> None:
+        """Raise ValueError for parameters that are no StoryJob, whatever the models."""
+        StoryWorkload._job(params)
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
         """Tell one story.
@@ -65,7 +74,8 @@ class StoryWorkload:
                 spent["token"].append(_timed(self._token.repeat))
         return spent
 
-    def _job(self, params: dict):
+    @staticmethod
+    def _job(params: dict):
         from stlib.generation import StoryJob
 
         unknown = set(params) - set(StoryJob.__dataclass_fields__)
