@@ -14,6 +14,7 @@ class SleepWorkload:
 
     name = "sleep"
     routes: ClassVar = {}
+    fields: ClassVar = {"seconds": ...}
 
     def load(self) -> None:
         """Nothing to load."""
@@ -21,7 +22,7 @@ class SleepWorkload:
     def validate(self, params: dict) -> None:
         """Raise ValueError unless `seconds` is a number from 0 to 3600."""
         seconds = params.get("seconds")
-        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
             raise ValueError(f"seconds = {seconds!r}: a sleeping job takes from 0 to 3600")
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,10 @@ class StoryWorkload:
 
     name = "story"
     shared = ("llm", "tokens", "sentence starts", "long prompt")
-    counts: Mapping[str, tuple] = {"tokens_run": ("n_panels", "llm_tokens")}
+    counts: ClassVar = {"tokens_run": ("n_panels", "llm_tokens")}
+    fields: ClassVar = {"prompt": "", "n_panels": ..., "captions": None, "llm_tokens": ..., "exact_tokens": False,
+                        "steps": ..., "image_size": ..., "guidance_scale": ..., "seed": None}
+    drawn_first = ("n_panels", "steps", "llm_tokens", "image_size", "guidance_scale")  # the committed jobs rest on it
 
     def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto", *,
                  probe_steps: int = PROBE_STEPS, probe_tokens: int = PROBE_TOKENS):
@@ -47,6 +51,11 @@ class StoryWorkload:
     def validate(self, params: dict) -> None:
         """Raise ValueError for parameters that are no StoryJob or beyond these models."""
         self.storyteller.check(self._job(params))
+
+    @staticmethod
+    def check(params: dict) -> None:
+        """Raise ValueError for parameters that are no StoryJob, whatever the models."""
+        StoryWorkload._job(params)
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
         """Tell one story.
