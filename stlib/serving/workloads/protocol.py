@@ -55,7 +55,7 @@ class Workload(Protocol):
 
     @staticmethod
     def terms(job: Mapping) -> dict:
-        """What a job's work is a sum of, each term with a price; numbers or arrays (n,) as of `job`, counts included."""
+        """What a job's work is a sum of, each term with a price, numbers or arrays as of `job`, counts included."""
 
     @staticmethod
     def known(job: Mapping) -> dict:
