@@ -143,7 +143,7 @@ def replay(
 
     from stlib.prediction.cell import Campaign, Cell, named_arrivals, run_cell
     from stlib.prediction.compare import predict_cell
-    from stlib.serving.replica import start_replica
+    from stlib.serving.replica import ReplicaSpec
 
     campaign = Campaign.from_yaml()
     if cell is None:
@@ -154,7 +154,7 @@ def replay(
     if (cell or 0) not in campaign.cells:
         raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
     fitted = _fitted(model, speed)
-    replica_of = functools.cache(lambda i: start_replica("story"))
+    replica_of = functools.cache(lambda i: ReplicaSpec().start())
     folder = run_cell(campaign, cell or 0, *fitted, replica_of, results=out, again=again)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
