@@ -193,7 +193,7 @@ def replay(
     from stlib.experiment import Costs
     from stlib.prediction.cell import Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
-    from stlib.serving.replica import start_replica
+    from stlib.serving.replica import ReplicaSpec
 
     campaign, sizes = Campaign.from_yaml(), {"n_jobs": jobs, "calibration": calibration}
     if cell is None:
@@ -204,7 +204,7 @@ def replay(
     if (cell or 0) not in campaign.cells:
         raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
     check_folder("--out", out or paths.results())
-    replica_of = functools.cache(lambda i: start_replica("story"))
+    replica_of = functools.cache(lambda i: ReplicaSpec().start())
     folder = run_cell(campaign, cell or 0, Costs.from_json(costs), replica_of, results=out, again=again)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]

@@ -17,7 +17,7 @@ from stlib.experiment.jobs import as_story_jobs, story_pool
 from stlib.experiment.machine import fit_level, lag_correlation
 from stlib.experiment.measure import FreshReplicas, run_on
 from stlib.experiment.rows import Store, elapsed_s, export, measure, provenance, reference, row_seeds
-from stlib.serving.replica import start_ray, start_replica, stop_replica
+from stlib.serving.replica import ReplicaSpec, start_ray, stop_replica
 
 
 def counting_run(calls):
@@ -240,10 +240,10 @@ def running_ray():
 
 
 def test_rows_are_run_on_a_replica(running_ray, tmp_path):
-    handle = start_replica("sleep", menu={"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}})
+    handle, menu = ReplicaSpec("sleep").start(), {"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}}
     plan = pd.DataFrame({"method": ["nap", "sleep", "nap"], "threads": 1, "block": 0, "replicate": [0, 0, 1]})
     try:
-        rows = measure(plan, run_on(handle), Store(tmp_path / "rows.jsonl"), "none")
+        rows = measure(plan, run_on(handle, menu), Store(tmp_path / "rows.jsonl"), "none")
     finally:
         stop_replica(handle)
     assert (rows["run_s"] >= [0.01, 0.05, 0.01]).all() and (rows["service_s"] > rows["run_s"]).all()

@@ -18,7 +18,7 @@ from stlib.prediction.cell import Campaign, Cell, finished, read_cell, run_cell
 from stlib.prediction.compare import predict_cell
 from stlib.prediction.predict import System
 from stlib.queueing.variability import arrival_variability
-from stlib.serving.replica import start_replica
+from stlib.serving.replica import ReplicaSpec
 
 FILE = paths.DATA / "campaign.yml"
 
@@ -31,7 +31,7 @@ def costs():
 @pytest.fixture
 def simulated(costs, monkeypatch):
     """Cells served by simulation; the machine is 10 % slow."""
-    def serve_simulated(jobs, arrival_s, cell, handles, estimate):
+    def serve_simulated(jobs, arrival_s, cell, spec, handles, estimate):
         params = jobs.drop(columns=["job_id", "workload"]).to_dict("records")[0]
         assert len(handles) == cell.replicas and estimate(params, cell.method) > 0
         made = a_cell(costs, n_jobs=len(jobs), replicas=cell.replicas, lam=len(jobs) / arrival_s[-1])
@@ -214,7 +214,7 @@ def raising(error):
 @pytest.mark.slow
 def test_a_real_cell_is_served_and_predicted(costs, tmp_path):
     plan = replace(Campaign.from_yaml(), n_jobs=12)
-    handles = [start_replica("story") for _ in range(2)]
+    handles = [ReplicaSpec().start() for _ in range(2)]
     try:
         folder = run_cell(plan, 8, costs, handles.__getitem__, results=tmp_path)
     finally:

@@ -126,6 +126,12 @@ class StoryWorkload:
         """The job's fields as `terms` takes them: what was left out or "auto" as these models will do it."""
         return self.storyteller.resolve(self._job(params))
 
+    def weights_hash(self, method: str | None = None) -> str:
+        """As of `stlib.generation.weights_hash`; every method draws with the same weights."""
+        from stlib.generation import weights_hash
+
+        return weights_hash(self.storyteller.models)
+
     def _job(self, params: dict):
         from stlib.generation import StoryJob
 
