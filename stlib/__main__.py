@@ -15,13 +15,12 @@ from stlib.options import Command, UsageError, check_folder, number, ranged
 
 MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
 JOBS, CALIBRATION = 60, 10  # of a replay without a campaign
-ModelFile = Annotated[Path, typer.Option("--model", help="the fitted service-time model")]
-SpeedFile = Annotated[Path, typer.Option("--speed", help="what busy replicas do to each other, measured")]
+CostsFile = Annotated[Path, typer.Option("--costs", help="what jobs cost, measured")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
 Method = Annotated[str, typer.Option(help="inference method")]
 Replicas = Annotated[int, ranged("replicas", int, "number of replicas", at_least=1)]
 Routing = Annotated[str, typer.Option(help="which replica a job goes to")]
-MODEL, SPEED = paths.REFERENCE / "service_time.json", paths.REFERENCE / "speed.json"
+COSTS = paths.REFERENCE / "costs.json"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Tell stories with an LLM, illustrate them with a latent diffusion model.")
@@ -71,16 +70,20 @@ def serve(
     max_waiting: Annotated[int, ranged("max_waiting", int, "jobs that may wait, one more is refused",
                                        at_least=0)] = 64,
     probe: Annotated[bool, typer.Option("--probe", help="time a probe after each job, as in a campaign")] = False,
-    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+    costs: CostsFile = COSTS,
 ):
     """Serve stories over HTTP: a page, POST /stories, the OpenAI Images call."""
-    from stlib.experiment.costs import service_estimator
+    from stlib.experiment import Costs
+    from stlib.prediction.predict import estimator
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
     from stlib.serving.server import listen, run
+    from stlib.serving.workloads import make_workload
 
+    fitted = Costs.from_json(costs)
+    busy = fitted.busy_speed(method, replicas)[replicas]
+    estimate = estimator(fitted, make_workload("story"), level=1 / busy, probing=probe)
     sock = listen(host, port, token)
-    estimate = service_estimator(*_fitted(model, speed), method, replicas, probes=float(probe))
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher("story", replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
                     probe=probe) as dispatcher:
@@ -101,28 +104,29 @@ def predict(
         help="p95=6: the 95th percentile may be 6 s, likewise any other one, mean and wq; slo=6:0.95: a share of 0.95 "
              "within 6 s. Tells the fewest replicas for the rate and the largest rate of the replicas; may be given "
              "again")] = None,
-    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+    costs: CostsFile = COSTS,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
-    from stlib.experiment import JobMix
+    from stlib.experiment import Costs, JobMix
     from stlib.prediction.cell import named_arrivals
-    from stlib.prediction.predict import Service
+    from stlib.prediction.predict import System
     from stlib.queueing.planning import read_target
 
     wanted = {text: read_target(text) for text in target or ()}
     if arrivals.endswith(".csv"):
         raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
                          "replay, which serves a trace and predicts that run")
-    if (workload := JobMix.from_yaml(mix).workload) != "story":
-        raise ValueError(f"mix {mix} has the workload {workload!r}: the model is of stories, take a mix of these")
-    fitted, measured = _fitted(model, speed)
-    service = Service.of(fitted, measured, mix, method, routing, named_arrivals(arrivals))
-    capacity, known = service.capacity(replicas), len(measured.speed[method])
-    answers = _answers(service, rate, replicas, known, wanted)
+    fitted, jobs = Costs.from_json(costs), JobMix.from_yaml(mix)
+    if jobs.workload != fitted.workload:
+        raise ValueError(f"mix {mix} has the workload {jobs.workload!r}, {costs} is of {fitted.workload!r}: take a mix "
+                         "of that, or other --costs")
+    system = System.of(fitted, jobs, method, replicas, routing=routing, arrivals=named_arrivals(arrivals))
+    capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
+    answers = _answers(system, rate, known, wanted)
     told = f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / capacity:.2f})"
     if rate < capacity:
-        print(f"{told}, seconds: {_steady_state(service, rate, replicas, slo, wanted)}")
-        if (exact := service.exact(rate, replicas)) is not None:
+        print(f"{told}, seconds: {_steady_state(system, rate, slo, wanted)}")
+        if replicas == 1 and (exact := system.formula(rate)) is not None:
             print(f"exact (Pollaczek and Khinchine): mean {exact.w:.3f}, wq {exact.wq:.3f}")
     else:
         print(f"{told}: the queue only grows, {replicas} replicas do less than {capacity:.3f} jobs/s")
@@ -131,37 +135,38 @@ def predict(
               f"{replicas} replicas up to {most:.3f} jobs/s")
     if max([replicas, *(fewest for fewest, _ in answers)]) > known:
         print(f"assumed: with more than {known} replicas busy (not measured) each has the speed of {known}, "
-              f"{measured.speed[method][-1]:.3f}")
+              f"{fitted.busy_speed(method, known)[-1]:.3f}")
 
 
-def _answers(service, rate: float, replicas: int, known: int, wanted: dict) -> list[tuple[int, float]]:
+def _answers(system, rate: float, known: int, wanted: dict) -> list[tuple[int, float]]:
     """Of each target the fewest replicas for the rate, and the largest rate of the replicas; speeds are `known` to k.
 
     Raises ValueError for a rate that is not carried, if no target is asked for, and for a target out of reach.
     """
     from stlib.queueing.planning import max_rate, min_replicas
 
-    loads = [rate * k / service.capacity(k) for k in range(1, known + 1)]
-    capacity, k_max = service.capacity(replicas), math.ceil(4 * max(loads) + 100)
-    carry = min_replicas(lambda k: 0.0 if rate < service.capacity(k) else math.inf, 1.0, min(loads), k_max=k_max)
+    of = functools.cache(lambda k: replace(system, k=k))
+    loads = [rate * k / of(k).capacity for k in range(1, known + 1)]
+    capacity, k_max, method = system.capacity, math.ceil(4 * max(loads) + 100), system.methods[0]
+    carry = min_replicas(lambda k: 0.0 if rate < of(k).capacity else math.inf, 1.0, min(loads), k_max=k_max)
     if rate >= capacity and not wanted:
-        raise ValueError(f"rate = {rate:g}: {replicas} replicas do less than {capacity:.3f} jobs a second (rho = 1) by "
-                         f"{service.method}; take {carry} replicas or more, or a lower rate")
+        raise ValueError(f"rate = {rate:g}: {system.k} replicas do less than {capacity:.3f} jobs a second (rho = 1) by "
+                         f"{method}; take {carry} replicas or more, or a lower rate")
     if carry > MOST_REPLICAS and wanted:
-        raise ValueError(f"rate = {rate:g} takes at least {carry} replicas by {service.method}: a target is answered "
+        raise ValueError(f"rate = {rate:g} takes at least {carry} replicas by {method}: a target is answered "
                          f"up to {MOST_REPLICAS}; take a lower rate")
-    most = [max_rate(functools.partial(service.metric, name, k=replicas), seconds, capacity, rtol=1e-3)
+    most = [max_rate(functools.partial(system.metric, name), seconds, capacity, rtol=1e-3)
             for name, seconds in wanted.values()]  # first, since it refuses what even an empty system misses
-    fewest = [min_replicas(functools.partial(service.metric, name, rate), seconds, min(loads),
+    fewest = [min_replicas(lambda k, name=name: of(k).metric(name, rate), seconds, min(loads),
                            k_max=min(k_max, MOST_REPLICAS)) for name, seconds in wanted.values()]
     return list(zip(fewest, most, strict=True))
 
 
-def _steady_state(service, rate: float, replicas: int, slo: float | None, wanted: dict) -> str:
+def _steady_state(system, rate: float, slo: float | None, wanted: dict) -> str:
     from stlib.queueing.simulation import replication_interval
 
     percentiles = sorted({50, 95} | {float(name[1:]) for name, _ in wanted.values() if name.startswith("p")})
-    runs = service.steady_state(rate, replicas, slo_s=() if slo is None else (slo,), percentiles=percentiles)
+    runs = system.long_run(rate, slo_s=() if slo is None else (slo,), percentiles=percentiles)
     return ", ".join(f"{name} {runs[name].mean():.3f} ({{:.3f}} to {{:.3f}})".format(*replication_interval(runs[name]))
                      for name in runs)
 
@@ -186,9 +191,10 @@ def replay(
     seed: Annotated[int, ranged("seed", int, "reproduces arrivals and jobs", at_least=0, at_most=2**32 - 1)] = 0,
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes")] = None,
     again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
-    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+    costs: CostsFile = COSTS,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
+    from stlib.experiment import Costs
     from stlib.prediction.cell import Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
     from stlib.serving.replica import start_replica
@@ -203,7 +209,7 @@ def replay(
         raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
     check_folder("--out", out or paths.results())
     replica_of = functools.cache(lambda i: start_replica("story"))
-    folder = run_cell(campaign, cell or 0, *_fitted(model, speed), replica_of, results=out, again=again)
+    folder = run_cell(campaign, cell or 0, Costs.from_json(costs), replica_of, results=out, again=again)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
           .to_string(index=False, float_format="%.3f", na_rep=""))
@@ -225,23 +231,6 @@ def _times(arrivals: str, time_column: str | None) -> tuple[dict, int]:
     return named, min(JOBS, len(arrival_process(None, **named).arrival_s))
 
 
-def _fitted(model: Path, speed: Path) -> tuple:
-    from stlib.experiment import ServiceTimeModel
-    from stlib.experiment.machine import Speed
-
-    return _read(ServiceTimeModel, "--model", model, "05"), _read(Speed, "--speed", speed, "08")
-
-
-def _read(kind, option: str, file: Path, notebook: str):
-    if not file.exists():
-        raise ValueError(f"no file {file}: name one with {option}, or run notebook {notebook}, which measures it")
-    try:
-        return kind.from_json(file)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is no {kind.__name__} of this version ({error}): name another with {option}, or run "
-                         f"notebook {notebook}, which measures it") from error
-
-
 @app.command()
 def models():
     """Fetch and check the embedded models; what is there already is kept."""
@@ -256,6 +245,7 @@ def pdf(target: Annotated[Path, typer.Argument(help="where the PDF goes")]):
     if target.is_dir():
         raise ValueError(f"{target} is a folder: name the file that the PDF becomes")
     check_folder("target", target.parent)
+    paths.profile()  # an unknown one is refused first
     from stlib.report import build_pdf
 
     print(f"{build_pdf(target)} written")

@@ -90,18 +90,20 @@ def story_pool(name: str) -> list[dict]:
     return pools[name]
 
 
-def as_story_jobs(runs: pd.DataFrame, stories: list[dict], rng: np.random.Generator) -> pd.DataFrame:
+def as_story_jobs(runs: pd.DataFrame, stories: list[dict], seeds) -> pd.DataFrame:
     """Give each run a random story of the pool (dicts with `prompt` and `captions`) and a seed of its own.
 
-    The LLM decodes exactly `llm_tokens`; where that is 0 the job is captions alone (its llm_tokens, unused, become 1).
+    seeds: (n,), of `row_seeds`, so that a run's story depends on nothing but the run. The LLM decodes exactly
+    `llm_tokens`; where that is 0 the job is captions alone (its llm_tokens, unused, become 1).
     """
-    drawn = [stories[i] for i in rng.integers(len(stories), size=len(runs))]
+    rngs = [np.random.default_rng(int(seed)) for seed in seeds]
+    drawn = [stories[rng.integers(len(stories))] for rng in rngs]
     llm = runs["llm_tokens"] > 0
     return runs.assign(prompt=[story["prompt"] if one else "" for story, one in zip(drawn, llm, strict=True)],
                        captions=[tuple(story["captions"][:panels])
                                  for story, panels in zip(drawn, runs["n_panels"], strict=True)],
                        exact_tokens=llm, llm_tokens=runs["llm_tokens"].clip(lower=1),
-                       seed=rng.integers(2**31, size=len(runs)))
+                       seed=[rng.integers(2**31) for rng in rngs])
 
 
 def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:

@@ -1,8 +1,13 @@
-"""What is timed: single jobs on fresh replicas, replicas side by side, contention, the dispatcher's own time."""
+"""What is timed: single jobs on fresh replicas, doers side by side, contention, the dispatcher's own time.
+
+A *doer* does one job: `doer(row) -> products`, the job's parameters in, what it took out (`run_s` and `probe_s` in
+seconds). A replica (`run_on`), a server behind HTTP and a test's function are all the same to what is timed here.
+"""
 
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -13,94 +18,100 @@ from tqdm.auto import tqdm
 
 from stlib.serving.replica import start_replica, stop_replica
 
+Doer = Callable[[dict], dict]
 LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate",
           "process"}  # not of a job
+WARM_UP = 8  # jobs of a fresh process
 
 
-def run_on(replica_of: Callable) -> Callable[[dict], dict]:
-    """The `run` of `measure` that does a row's job by its `method` on the replica of its `threads`, probes around it.
+def run_on(handle) -> Doer:
+    """The doer that has a replica (a handle of `start_replica`) do a row's job by its `method`, probes around it.
 
-    replica_of(threads, process) gives a handle of `start_replica`, such as FreshReplicas; process: the row's, or
-    None. A row's other entries, but for LABELS and None, are the job's parameters. The row gets what `Replica.run`
+    A row's other entries, but for LABELS and None, are the job's parameters; the products are what `Replica.run`
     measured.
     """
     import ray
 
     def run(row: dict) -> dict:
         params = {name: value for name, value in row.items() if name not in LABELS and value is not None}
-        return ray.get(replica_of(row["threads"], row.get("process")).run.remote(params, row["method"]))[1]
+        return ray.get(handle.run.remote(params, row.get("method")))[1]
 
     return run
 
 
 class FreshReplicas:
-    """Replicas by their threads, started when first asked for; all end when another process is asked for.
+    """A doer on replicas of its own, one for each number of `threads` of the rows, started anew after `runs` rows.
 
     A process keeps the memory it was given, and with it about a percent of its speed, for its life: runs that are to
-    speak for any process are spread over many.
+    speak for any process are spread over many. The products get `process`, an id of the replicas that no others have:
+    a measurement that is resumed does so in another process.
     """
 
-    def __init__(self, workload: str):
-        self.workload, self.process, self.handles = workload, None, {}
+    def __init__(self, workload: str, runs: int | None = None):
+        self.workload, self.runs, self.handles = workload, runs, {}
+        self.stop()
 
-    def __call__(self, threads: int, process: int | None = None):
-        if process != self.process:
+    def __call__(self, row: dict) -> dict:
+        if self.done == self.runs:
             self.stop()
-            self.process = process
+        products = run_on(self.handle(row.get("threads", 1)))(row)
+        self.done += 1
+        return products | {"process": self.process}
+
+    def handle(self, threads: int = 1):
+        """The handle of the replica with so many threads, started if it is not there."""
         if threads not in self.handles:
             self.handles[threads] = start_replica(self.workload, threads=threads)
         return self.handles[threads]
 
     def stop(self) -> None:
-        """End the replicas."""
+        """End the replicas; the next row starts others."""
         while self.handles:
             stop_replica(self.handles.popitem()[1])
+        self.process, self.done = uuid.uuid4().hex[:12], 0
 
-WARM_UP = 8  # jobs of a fresh process
 
+def side_by_side(doers: Sequence[Doer], jobs: pd.DataFrame, *, label: str) -> pd.DataFrame:
+    """Have each doer do all the jobs, all at once and each from another job on; a row a job and doer.
 
-def side_by_side(handles, jobs: pd.DataFrame, method: str, *, label: str) -> pd.DataFrame:
-    """Have each replica do all the jobs, every replica at once and each from another job on; a row a job and replica.
-
-    Columns: those of `jobs`, method, threads, replica, at_s (monotonic), run_s and probe_s (as of `Replica.run`).
+    Columns: those of `jobs`, replica (the doer's number), at_s (monotonic), run_s and probe_s (NaN without probes).
     """
-    records = jobs.assign(method=method, threads=1).to_dict("records")
-    bar = tqdm(total=len(handles) * len(records), desc=label, unit="job")
+    records = jobs.to_dict("records")
+    bar = tqdm(total=len(doers) * len(records), desc=label, unit="job")
 
     def work(replica: int) -> list[dict]:
-        run, first, rows = run_on(lambda *_: handles[replica]), replica * len(records) // len(handles), []
+        first, rows = replica * len(records) // len(doers), []
         for record in records[first:] + records[:first]:
-            at_s, products = time.monotonic(), run(record)
-            rows.append(record | {"replica": replica, "at_s": at_s}
-                        | {name: products[name] for name in ("run_s", "probe_s")})
+            at_s, products = time.monotonic(), doers[replica](record)
+            rows.append(record | {"replica": replica, "at_s": at_s, "run_s": products["run_s"],
+                                  "probe_s": products.get("probe_s", np.nan)})
             bar.update()
         return rows
 
-    with bar, ThreadPoolExecutor(len(handles)) as pool:
-        return pd.DataFrame([row for rows in pool.map(work, range(len(handles))) for row in rows])
+    with bar, ThreadPoolExecutor(len(doers)) as pool:
+        return pd.DataFrame([row for rows in pool.map(work, range(len(doers))) for row in rows])
 
 
-def measure_contention(handles, jobs: pd.DataFrame, method: str, *, blocks: int) -> pd.DataFrame:
-    """Run the same jobs on the first replica while 1, 2, ... of the replicas are busy; a row a job and condition.
+def measure_contention(doers: Sequence[Doer], jobs: pd.DataFrame, *, blocks: int) -> pd.DataFrame:
+    """Run the same jobs on the first doer while 1, 2, ... of the doers are busy; a row a job and condition.
 
-    handles: loaded replicas, warmed up here by the first jobs. The jobs are shared among `blocks` blocks (for an
-    interval at least 10 in all); each block runs once under every number of busy replicas, in rising order and in
-    falling order by turns. The other replicas do jobs of the same list until the block ends. Columns: method, job_id,
+    doers: warmed up here by the first jobs. jobs: with their `method`. The jobs are shared among `blocks` blocks (for
+    an interval at least 10 in all); each block runs once under every number of busy doers, in rising order and in
+    falling order by turns. The other doers do jobs of the same list until the block ends. Columns: method, job_id,
     block, busy, run_s, probe_s (the one after the job: the one before may date from the condition before), at_s.
     """
     if blocks > len(jobs):
         raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
-    records, rows = jobs.assign(method=method, threads=1).to_dict("records"), []
-    runs = [run_on(lambda *_, handle=handle: handle) for handle in handles]
-    side_by_side(handles, jobs.head(WARM_UP), method, label="warm-up")
-    for block, part in enumerate(tqdm(np.array_split(np.arange(len(jobs)), blocks), desc=f"contention, {method}")):
-        levels = range(1, len(handles) + 1)
+    records, labels, rows = jobs.to_dict("records"), jobs[["method", "job_id"]].to_dict("records"), []
+    side_by_side(doers, jobs.head(WARM_UP), label="warm-up")
+    for block, part in enumerate(tqdm(np.array_split(np.arange(len(jobs)), blocks), desc="contention")):
+        levels = range(1, len(doers) + 1)
         for busy in levels if block % 2 == 0 else reversed(levels):
-            with _kept_busy(runs[1:busy], records, int(part[-1]) + 1):
+            with _kept_busy(doers[1:busy], records, int(part[-1]) + 1):
                 for i in part:
-                    at_s, products = time.monotonic(), runs[0](records[i])
-                    rows.append({"method": method, "job_id": records[i]["job_id"], "block": block, "busy": busy,
-                                 "run_s": products["run_s"], "probe_s": products["probe_after_s"], "at_s": at_s})
+                    at_s, products = time.monotonic(), doers[0](records[i])
+                    rows.append(labels[i] | {"block": block, "busy": busy, "run_s": products["run_s"], "at_s": at_s,
+                                             "probe_s": products.get("probe_after_s", np.nan)})
     return pd.DataFrame(rows)
 
 
@@ -120,16 +131,16 @@ def measure_dispatch(n_jobs: int = 200, seconds: float = 0.02) -> float:
 
 
 @contextmanager
-def _kept_busy(runs, records: list[dict], start: int):
-    """Each of the replicas behind `runs` does one job of the list after another, from `start` on, until the end."""
+def _kept_busy(doers: Sequence[Doer], records: list[dict], start: int):
+    """Each of the doers does one job of the list after another, from `start` on, until the end."""
     stop = threading.Event()
 
-    def work(run, jobs):
+    def work(doer, jobs):
         while not stop.is_set():
-            run(next(jobs))
+            doer(next(jobs))
 
-    with ThreadPoolExecutor(max_workers=max(1, len(runs))) as pool:
-        working = [pool.submit(work, run, islice(cycle(records), start + i, None)) for i, run in enumerate(runs)]
+    with ThreadPoolExecutor(max_workers=max(1, len(doers))) as pool:
+        working = [pool.submit(work, doer, islice(cycle(records), start + i, None)) for i, doer in enumerate(doers)]
         try:
             yield
         finally:

@@ -6,17 +6,21 @@ import os
 import platform
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from stlib import paths
+from stlib.experiment.sources import IN_REPLICA, code_hash
 
-# a change here makes kept rows stale
-MEASURED_SOURCES = ("generation", "serving/workloads", "serving/replica.py", "experiment/measure.py")
+WHEN = ("run", "block", "process")  # columns that say when a row is measured, not what
+BOOTS_APART_S = 1e9
+SOURCES = ("stlib", "notebooks", "data", ":!data/reference")  # what a run is made from; its results are not
 
 
 class Store:
@@ -57,62 +61,70 @@ class Store:
         return pd.DataFrame(list(self._rows.values()) if keys is None else [self._rows[key] for key in keys])
 
 
-def row_key(row: dict, weights: str) -> str:
-    """What makes a measurement reusable: its parameters, the models' weights and the code that was timed."""
-    text = json.dumps([row, weights, source_hash()], sort_keys=True, default=str)
+def key_of(*content) -> str:
+    """A key (hex) of plain values, arrays and dataclasses: the same for the same content, in dicts in any order."""
+    def plain(one):
+        return one.tolist() if hasattr(one, "tolist") else vars(one)
+
+    text = json.dumps(content, sort_keys=True, default=plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def source_hash() -> str:
-    """Hash of the sources whose change could change a time."""
-    digest = hashlib.sha256()
-    for part in MEASURED_SOURCES:
-        place = paths.ROOT / "stlib" / part
-        for file in sorted(place.glob("*.py")) if place.is_dir() else [place]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def row_seeds(plan: pd.DataFrame) -> np.ndarray:
+    """A number below 2**64 for each row, (n,), that follows from what the row asks for alone.
+
+    That is its columns but WHEN and empty values. What is drawn from it (a story, whether the row is chosen) stays
+    when other rows, levels or columns join the plan.
+    """
+    return np.array([int(key_of(_asked(row)), 16) for row in _records(plan)], np.uint64)
 
 
 def provenance() -> dict:
     """Where and with what a measurement was made."""
-    return {"commit": _git("rev-parse", "--short", "HEAD"), "dirty": bool(_git("status", "--porcelain", "stlib")),
-            "profile": paths.profile(), "python": platform.python_version(), "machine": platform.machine(),
-            "cpu": _cpu(), "cpus": os.cpu_count(),
+    return {"commit": _git("rev-parse", "--short", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)), "profile": paths.profile(),
+            "python": platform.python_version(), "machine": platform.machine(), "cpu": _cpu(), "cpus": os.cpu_count(),
             "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "ray")}}
 
 
-def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weights: str, *,
-            label: str = "jobs") -> pd.DataFrame:
-    """Run each row of `plan` that the store lacks, in its order, and return all its rows.
+def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weights: str | Callable[[dict], str], *,
+            code: Iterable[str] = IN_REPLICA, label: str = "jobs") -> pd.DataFrame:
+    """Run each row of `plan` that the store lacks, in its order, and return all its rows, `at_s` by `elapsed_s`.
 
-    `run(row)` does the work of one row (a dict of plain values) and returns what it measured, times in seconds.
-    Prints how many rows were kept and how many measured.
+    `run(row)` does the work of one row (a dict of plain values) and returns what it measured, times in seconds. A row
+    is kept while all these are the same: what it asks for (its columns but WHEN and empty values), the models'
+    `weights` (their hash, or one for each row) and the `code` it runs (roots of `code_hash`, with the row's method).
+    Prints how many rows were kept and how many measured. Raises ValueError for a plan that repeats a row.
     """
-    planned = json.loads(plan.to_json(orient="records"))
-    keys = [row_key(row, weights) for row in planned]
+    planned, code = _records(plan), tuple(code)
+    of_method = {method: code_hash(*code, method=method) for method in {row.get("method") for row in planned}}
+    keys = [key_of(_asked(row), weights if isinstance(weights, str) else weights(row), of_method[row.get("method")])
+            for row in planned]
     if len(set(keys)) < len(keys):
-        raise ValueError(f"the plan of {label} repeats a row: add a replicate number, so that each has its own key")
+        raise ValueError(f"the plan of {label} repeats a row: add a replicate number, so that each has its own key "
+                         f"({', '.join(WHEN)} do not tell rows apart)")
     missing = [(key, row) for key, row in zip(keys, planned, strict=True) if key not in store]
     print(f"{label}: {len(keys) - len(missing)} rows kept, {len(missing)} to measure")
-    made = provenance() if missing else None
+    made = {"boot": _boot(), "provenance": provenance()} if missing else None
     for key, row in tqdm(missing, desc=label, unit="job", mininterval=2, disable=not missing):
-        at_s = time.monotonic()
-        store.append({"key": key, **row, **run(row), "at_s": at_s, "provenance": made})
-    return store.rows(keys)
+        began = {"at_s": time.monotonic(), "epoch_s": time.time()}
+        store.append({"key": key, **row, **run(row), **began, **made})
+    return store.rows(keys).assign(at_s=elapsed_s) if keys else pd.DataFrame(columns=[*plan, "at_s"])
+
+
+def elapsed_s(rows: pd.DataFrame) -> pd.Series:
+    """`at_s` on one axis: as it is within a boot of a machine, whose clock it is; of different boots far apart.
+
+    Rows without `boot`, of before it was kept, count as of one.
+    """
+    return rows["at_s"] + BOOTS_APART_S * pd.factorize(rows["boot"])[0] if "boot" in rows else rows["at_s"]
 
 
 def export(rows: pd.DataFrame, path: str | Path) -> Path:
-    """Write measured rows as Parquet (or CSV, by the suffix), and where they were made as JSON beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = {json.dumps(one, sort_keys=True): one for one in rows["provenance"]}
-    table = rows.drop(columns="provenance")
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
-    else:
-        table.to_parquet(path, index=False)
-    path.with_suffix(".provenance.json").write_text(json.dumps(list(made.values()), indent=1) + "\n")
-    return path
+    """Write measured rows as Parquet, each with its `provenance`."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    rows.to_parquet(path, index=False)
+    return Path(path)
 
 
 def reference(name: str) -> pd.DataFrame:
@@ -120,7 +132,23 @@ def reference(name: str) -> pd.DataFrame:
     path = paths.REFERENCE / f"{name}.parquet"
     if not path.exists():
         raise FileNotFoundError(f"no reference {path.name}: check the clone, or make it with PROFILE=full")
-    return pd.read_parquet(path)
+    return pd.read_parquet(path).assign(at_s=elapsed_s)
+
+
+def _records(plan: pd.DataFrame) -> list[dict]:
+    return json.loads(plan.to_json(orient="records"))
+
+
+def _asked(row: dict) -> dict:
+    """What a row asks for; 2.0 is 2, since a column becomes one of floats where other rows have no value."""
+    return {name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in row.items() if name not in WHEN and value is not None}
+
+
+def _boot() -> str:
+    """An id of this start of this machine; of this process where the system tells none."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text().strip() if file.exists() else uuid.uuid4().hex
 
 
 def _git(*arguments: str) -> str:

@@ -14,6 +14,7 @@ from stlib.experiment.design import (
     terms_up_to,
 )
 from stlib.experiment.jobs import as_story_jobs, story_pool
+from stlib.experiment.rows import row_seeds
 from stlib.generation import StoryJob
 
 LEVELS = {name: [0, 1] for name in "abcde"}
@@ -97,7 +98,7 @@ def test_the_committed_design_can_estimate_what_the_notebook_asks():
 
 def test_designed_runs_become_story_jobs():
     runs = full_factorial({"n_panels": [1, 4], "llm_tokens": [0, 8]})
-    jobs = as_story_jobs(runs, story_pool("stories"), np.random.default_rng(0))
+    jobs = as_story_jobs(runs, story_pool("stories"), row_seeds(runs))
     for job in jobs.to_dict("records"):
         StoryJob(**job)
     assert list(jobs["prompt"] == "") == list(runs["llm_tokens"] == 0) == list(~jobs["exact_tokens"])

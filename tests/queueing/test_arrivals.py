@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent import interval_scv
 from scipy import linalg
 
 from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace
@@ -14,7 +15,7 @@ RENEWALS = [
     Renewal(0.5, 4.0, "hyperexponential"),
     Renewal(3.0, 0.6, "lognormal"),
 ]
-BURSTY = MMPP2.from_dispersion(rate=2.0, idc=4.0, burst_s=5.0, burst_share=0.25)
+BURSTY = MMPP2(3.55, 1.48, 0.2, 1 / 15)  # bursts of 5 s that fill a quarter of the time: IDC 4
 
 
 def within(sample, expected, n_errors=4.5):
@@ -78,7 +79,7 @@ def test_idc_is_exact(rate1, rate2, switch1, switch2, t):
 def test_equal_rates_are_poisson():
     process = MMPP2(2.0, 2.0, 0.3, 0.7)
     assert process.idc(np.array([0.1, 10.0, np.inf])) == pytest.approx([1, 1, 1])
-    assert process.interval_scv == pytest.approx(1)
+    assert interval_scv(process) == pytest.approx(1)
 
 
 def test_counts_of_a_sample_match_rate_and_idc_from_the_start():
@@ -92,23 +93,7 @@ def test_counts_of_a_sample_match_rate_and_idc_from_the_start():
 
 def test_gaps_of_a_long_sample_match_the_interval_scv():
     runs = [np.diff(BURSTY.sample(20_000, np.random.default_rng(i))) for i in range(40)]
-    assert within([(gaps**2).mean() - (BURSTY.interval_scv + 1) / BURSTY.rate**2 for gaps in runs], 0)
-
-
-@given(st.floats(0.1, 10), st.floats(1.01, 50), st.floats(0.05, 0.95), st.floats(0.1, 100))
-@settings(max_examples=60)
-def test_from_dispersion_gives_what_was_asked_or_refuses(rate, idc, share, burst_s):
-    highest = 1 + 2 * rate * (1 - share) ** 2 * burst_s / share
-    if idc > highest * (1 + 1e-9):
-        with pytest.raises(ValueError, match=r"idc = .* must lie in \(1"):
-            MMPP2.from_dispersion(rate, idc, burst_s, share)
-    elif idc < highest * (1 - 1e-9):
-        process = MMPP2.from_dispersion(rate, idc, burst_s, share)
-        assert process.rate == pytest.approx(rate)
-        assert process.idc(np.inf) == pytest.approx(idc)
-        assert 1 / process.switch1 == pytest.approx(burst_s)
-        assert process.switch2 / (process.switch1 + process.switch2) == pytest.approx(share)
-        assert process.rate1 > process.rate2 >= 0
+    assert within([(gaps**2).mean() - (interval_scv(BURSTY) + 1) / BURSTY.rate**2 for gaps in runs], 0)
 
 
 def test_an_mmpp_refuses_an_scv_and_says_why():
@@ -196,9 +181,10 @@ def test_bad_numbers_are_refused(bad):
         lambda: Poisson(bad),
         lambda: Renewal(bad, 1.0),
         lambda: MMPP2(1, 1, bad, 1),
-        lambda: MMPP2.from_dispersion(bad, 2, 1),
-        lambda: MMPP2.from_dispersion(1, bad, 1),
-        lambda: MMPP2.from_dispersion(1, 1.5, 1, bad),
+        lambda: MMPP2.fit(bad, 2, 4),
+        lambda: MMPP2.fit(1, bad, 4),
+        lambda: MMPP2.fit(1, 2, bad),
+        lambda: MMPP2.fit(1, 2, 4, bad),
         lambda: Poisson(1.0).sample(bad, np.random.default_rng(0)),
         lambda: Trace([1, 2, 3]).idc(bad),
     ]

@@ -19,8 +19,6 @@ from stlib.queueing.formulas import (
     mgk,
     mm1,
     mmk,
-    mmk_response_percentile,
-    mmk_response_tail,
 )
 from stlib.queueing.phase_type import PhaseType
 from stlib.queueing.simulation import run_jobs
@@ -143,30 +141,6 @@ def test_mgk_above_scv_one_errs_as_documented(scv, error):
     assert mgk(4.0, 1.0, scv, 8).wq / exact - 1 == pytest.approx(error, abs=0.005)
 
 
-def test_response_tail_of_one_server_is_exponential():
-    for t in (0.0, 0.3, 2.0, 40.0):
-        assert mmk_response_tail(0.7, 1.0, 1, t) == pytest.approx(math.exp(-0.3 * t))
-    assert mmk_response_percentile(0.7, 1.0, 1, 0.95) == pytest.approx(math.log(20) / 0.3)
-
-
-@pytest.mark.parametrize(("lam", "k"), [(1.2, 3), (2.0, 3), (2.9, 3), (7.0, 8)])
-def test_response_tail_integrates_to_the_mean_and_is_the_convolution(lam, k):
-    """At lam = 2, k = 3 the two rates coincide."""
-    t = np.linspace(0, 400, 400_001)
-    tail = np.array([mmk_response_tail(lam, 1.0, k, x) for x in t[::20]])
-    assert np.trapezoid(tail, t[::20]) == pytest.approx(mmk(lam, 1.0, k).w, rel=1e-4)
-    wait, drain = erlang_c(lam, 1.0, k), k - lam
-    at, s = 1.7, np.linspace(0, 1.7, 20_001)
-    waited = np.trapezoid(drain * np.exp(-drain * s) * np.exp(-(at - s)), s) + math.exp(-drain * at)
-    assert mmk_response_tail(lam, 1.0, k, at) == pytest.approx((1 - wait) * math.exp(-at) + wait * waited, rel=1e-6)
-
-
-@given(RHO, SERVERS, st.floats(0.001, 0.999))
-def test_the_percentile_inverts_the_tail(rho, k, q):
-    t = mmk_response_percentile(rho * k, 1.0, k, q)
-    assert mmk_response_tail(rho * k, 1.0, k, t) == pytest.approx(1 - q, rel=1e-6)
-
-
 def test_metrics_are_frozen():
     with pytest.raises(FrozenInstanceError):
         QueueMetrics(0.5, 1.0, 2.0, 0.5, 1.0).wq = 0.0
@@ -180,8 +154,6 @@ CALLS = {
     "mgk": (mgk, dict(lam=0.5, mean_s=1.0, scv_s=0.5, k=2)),
     "gigk": (gigk, dict(lam=0.5, scv_a=0.5, mean_s=1.0, scv_s=0.5, k=2)),
     "lee_longton": (lee_longton, dict(lam=0.5, mean_s=1.0, scv_s=0.5, k=2)),
-    "tail": (mmk_response_tail, dict(lam=0.5, mu=1.0, k=2, t=1.0)),
-    "percentile": (mmk_response_percentile, dict(lam=0.5, mu=1.0, k=2, q=0.9)),
 }
 BAD = {
     "lam": (0, -1.0, math.nan, math.inf, 5.0),
@@ -191,8 +163,6 @@ BAD = {
     "k": (0, -1, 1.5, math.nan, math.inf),
     "scv_s": (-0.1, math.nan, math.inf),
     "scv_a": (-0.1, math.nan, math.inf),
-    "t": (-1.0, math.nan, math.inf),
-    "q": (0.0, 1.0, -1.0, math.nan),
 }
 
 
