@@ -241,6 +241,7 @@ def pdf(target: Annotated[Path, typer.Argument(help="where the PDF goes")]):
     if target.is_dir():
         raise ValueError(f"{target} is a folder: name the file that the PDF becomes")
     check_folder("target", target.parent)
+    paths.profile()  # an unknown one is refused first
     from stlib.report import build_pdf
 
     print(f"{build_pdf(target)} written")
