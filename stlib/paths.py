@@ -1,6 +1,9 @@
 """The folders of the project. No other module and no notebook names one."""
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PROFILES = ("smoke", "quick", "full")
@@ -29,20 +32,35 @@ def profile() -> str:
 
 
 def build() -> Path:
-    """Executed notebooks and intermediate files of this profile."""
+    """Everything that this profile makes: executed notebooks and the folders below."""
     return BUILD / profile()
 
 
 def results() -> Path:
-    """Measurements of this profile; the full profile's are the committed reference."""
-    return REFERENCE if profile() == "full" else build() / "results"
+    """Measurements of this profile."""
+    return build() / "results"
 
 
 def figures() -> Path:
-    """Figures: smoke's stay in its build folder, so that they never pass for real ones."""
-    return build() / "figures" if profile() == "smoke" else ROOT / "figures"
+    """Figures of this profile."""
+    return build() / "figures"
 
 
 def generated() -> Path:
-    """Tables and macros for the report."""
-    return build() / "generated" if profile() == "smoke" else ROOT / "report" / "generated"
+    """Tables and macros of this profile."""
+    return build() / "generated"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name to write `path` under: the file appears whole when the block ends, and not at all if it fails.
+
+    Each call has a name of its own (with the same suffix), so that two processes may write the same file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

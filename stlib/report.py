@@ -1,26 +1,66 @@
 """Figures, tables and numbers for the report: the only module that touches matplotlib and LaTeX."""
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+import zlib
+from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from filelock import FileLock
 
 from stlib import paths
 
 WIDTH = 6.0  # inches, the report's text width
 ORIGINS = ("here", "reference")  # measured in this run, or read from the committed reference run
-METHODS = ("sequential", "parallel", "joint", "autoregressive")
 WITH_BARS = {"errorbar": ("ci", 95), "err_style": "bars", "marker": "o"}  # seaborn: means over runs, with intervals
 DOTS = WITH_BARS | {"linestyle": "", "color": "k"}
-METHOD_COLOURS = dict(zip(METHODS, sns.color_palette("colorblind", len(METHODS)), strict=True))
+METHODS = ("sequential", "parallel", "joint", "autoregressive")  # these have the palette's first colours
+
+_notebook = ""  # the number of the one that runs in this process
+
+
+def begin(notebook: str) -> None:
+    """A notebook's first call: one look for every figure, and its earlier figures, tables and numbers are gone.
+
+    notebook: its file's name, such as "07_queueing_models". What it does not store again is then missing, not old;
+    make executes it again unless this is make. Pieces of a notebook that is no more go too.
+    """
+    global _notebook
+    if not (paths.ROOT / "notebooks" / f"{notebook}.ipynb").exists():
+        raise ValueError(f"no notebook {notebook!r}: give the file's name without its suffix, as '07_queueing_models'")
+    _notebook = notebook[:2]
+    others = {file.name[:2] for file in (paths.ROOT / "notebooks").glob("[0-9]*.ipynb")} - {_notebook}
+    (paths.build() / f"{notebook}.ipynb").unlink(missing_ok=True)
+    for folder in (paths.figures(), paths.generated()):
+        for piece in folder.glob("[0-9]*"):
+            if piece.name[:2] not in others:
+                piece.unlink(missing_ok=True)
+    with _macros() as macros:
+        for name in [name for name, macro in macros.items() if macro.get("notebook") not in others]:
+            del macros[name]
+    set_theme()
+
+
+def method_colours(names: Iterable[str]) -> dict:
+    """A colour for each of these methods, whatever they are called; a name has the same one everywhere."""
+    known = dict(zip(METHODS, sns.color_palette("colorblind"), strict=False))
+    return {name: known.get(name) or _colour(name) for name in dict.fromkeys(names)}
+
+
+def _colour(name: str):
+    code = zlib.crc32(name.encode())
+    return sns.husl_palette(1, h=code % 997 / 997, l=0.4 + 0.35 * (code % 101 / 101))[0]
 
 
 def set_theme() -> None:
@@ -60,14 +100,16 @@ def heatmaps(data: pd.DataFrame, *, rows: str, columns: str, x: str, y: str, val
 
 
 def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:
-    """Write a figure as PDF and PNG, its data beside it as CSV; returns the PNG's path."""
-    folder = paths.figures()
-    folder.mkdir(parents=True, exist_ok=True)
-    fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-    fig.savefig(folder / f"{name}.png")
+    """Write a figure as PDF and PNG, its data beside it as CSV; returns the PNG's path from the working folder."""
+    figure = paths.figures() / f"{name}.png"
+    with paths.whole(figure.with_suffix(".pdf")) as file:
+        fig.savefig(file, metadata={"CreationDate": None})
     if data is not None:
-        data.to_csv(folder / f"{name}.csv", index=False)
-    return folder / f"{name}.png"
+        with paths.whole(figure.with_suffix(".csv")) as file:
+            data.to_csv(file, index=False)
+    with paths.whole(figure) as file:
+        fig.savefig(file)
+    return _from_here(figure)
 
 
 def strip_figure(rows: dict[str, list], captions: list[str] | None = None):
@@ -96,27 +138,35 @@ def save_table(df: pd.DataFrame, name: str, *, origin: str, float_format: str = 
 
 
 def save_macro(name: str, value, format_spec: str = "", *, origin: str) -> str:
-    """Keep a number for the report's prose as `\\name`; returns its text.
+    """Keep a number (or a text) for the report's prose as `\\name`; returns its text.
 
     `name` is letters only (TeX allows no others). The mark of its origin is added in the report.
-    Raises ValueError for another name, an unknown origin or a value that is not finite.
+    Raises ValueError for another name, an unknown origin, or a value that is no finite number and no text.
     """
     _check_origin(origin)
     if not re.fullmatch("[A-Za-z]+", name):
         raise ValueError(f"macro name {name!r}: TeX allows letters only, such as 'MeanWait'")
+    _check_value(name, value)
     text = format(value, format_spec)
-    if text.strip("+-").lower() in ("nan", "inf", ""):
-        raise ValueError(f"macro {name!r} would print {text!r}: give a finite value")
-    store = paths.generated() / "macros.json"
-    macros = load_macros() | {name: {"text": text, "origin": origin}}
-    _write(store, json.dumps(macros, indent=1, sort_keys=True))
+    with _macros() as macros:
+        macros[name] = {"text": text, "origin": origin, "notebook": _notebook}
     return text
 
 
 def load_macros() -> dict:
-    """The macros kept so far in this profile: name -> text and origin."""
+    """The macros kept so far in this profile: name -> text, origin and number of the notebook."""
     store = paths.generated() / "macros.json"
     return json.loads(store.read_text()) if store.exists() else {}
+
+
+@contextmanager
+def _macros():
+    """The kept macros, to be changed: one process at a time, and stored whole."""
+    paths.build().mkdir(parents=True, exist_ok=True)
+    with FileLock(paths.build() / ".macros.lock"):
+        macros = load_macros()
+        yield macros
+        _write(paths.generated() / "macros.json", json.dumps(macros, indent=1, sort_keys=True))
 
 
 def write_macros() -> Path:
@@ -126,25 +176,57 @@ def write_macros() -> Path:
     return _write(paths.generated() / "macros.tex", "\n".join(lines) + "\n")
 
 
+def missing() -> list[str]:
+    """What report/main.tex asks for and this profile has not stored: figures, tables and macros, by name."""
+    text = (paths.ROOT / "report" / "main.tex").read_text()
+    pieces = re.findall(r"\\(?:includegraphics(?:\[[^]]*\])?|input)\{(?:generated/)?(\d\d_\w+)\}", text)
+    stored = {file.stem for folder in (paths.figures(), paths.generated()) for file in folder.glob("[0-9]*")}
+    macros = set(re.findall(r"\\([A-Z][A-Za-z]*)", text)) - {"IfFileExists"} - load_macros().keys()
+    return sorted({*pieces} - stored) + sorted(f"\\{name}" for name in macros)
+
+
 def build_pdf(target: Path, timeout_s: float = 120) -> Path:
     """Typeset report/main.tex with this profile's figures, tables and macros.
 
-    Works in a staging folder; `target` appears only when TeX succeeded.
+    Works in a folder of its own; `target` appears only when TeX succeeded.
     Raises RuntimeError with TeX's own error lines, FileNotFoundError when there is no pdflatex.
     """
-    stage = paths.build() / "tex"
-    shutil.rmtree(stage, ignore_errors=True)
-    shutil.copytree(paths.generated(), stage / "generated")
-    shutil.copytree(paths.figures(), stage / "figures", ignore=shutil.ignore_patterns("*.png", "*.csv", "reference"))
-    shutil.copy(paths.ROOT / "report" / "main.tex", stage)
     command = [_pdflatex(), "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
-    for _ in range(2):  # the second pass resolves references
-        done = subprocess.run(command, cwd=stage, env=os.environ | {"openin_any": "p"}, capture_output=True,
-                              timeout=timeout_s, encoding="latin-1")
-        if done.returncode:
-            raise RuntimeError("LaTeX failed:\n" + _tex_error(done.stdout))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.move(stage / "main.pdf", target))
+    with tempfile.TemporaryDirectory(prefix=".tex-", dir=paths.build()) as folder:
+        stage = Path(folder)
+        shutil.copytree(paths.generated(), stage / "generated", ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(paths.figures(), stage / "figures", ignore=shutil.ignore_patterns(".*", "*.png", "*.csv"))
+        shutil.copy(paths.ROOT / "report" / "main.tex", stage)
+        for _ in range(2):  # the second pass resolves references
+            done = subprocess.run(command, cwd=stage, env=os.environ | {"openin_any": "p"}, capture_output=True,
+                                  timeout=timeout_s, encoding="latin-1")
+            if done.returncode:
+                raise RuntimeError("LaTeX failed:\n" + _tex_error(done.stdout))
+        with paths.whole(target) as file:
+            shutil.copy(stage / "main.pdf", file)
+    return target
+
+
+def export() -> None:
+    """Put this profile's whole report into figures/ and report/, in place of what was there: both show one run.
+
+    The PDF goes first and comes last: an interrupted export leaves none. figures/reference stays.
+    Raises ValueError for smoke, whose numbers nobody should take for results, FileNotFoundError without a PDF.
+    """
+    pdf, shown = paths.build() / "report.pdf", paths.ROOT / "report" / "report.pdf"
+    if paths.profile() == "smoke":
+        raise ValueError("the smoke profile is not exported, its sizes mean nothing: use PROFILE=quick or full")
+    if not pdf.exists():
+        raise FileNotFoundError(f"no {_from_here(pdf)}: `make report` builds it")
+    with FileLock(paths.BUILD / ".export.lock"):
+        shown.unlink(missing_ok=True)
+        for made, folder in ((paths.figures(), paths.ROOT / "figures"), (paths.generated(), shown.parent / "generated")):
+            folder.mkdir(exist_ok=True)
+            for old in filter(Path.is_file, folder.iterdir()):
+                old.unlink()
+            shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        with paths.whole(shown) as file:
+            shutil.copy(pdf, file)
 
 
 def _pdflatex() -> str:
@@ -176,9 +258,22 @@ def _check_origin(origin: str) -> None:
         raise ValueError(f"origin {origin!r}: say where the number was measured, one of {', '.join(ORIGINS)}")
 
 
+def _check_value(name: str, value) -> None:
+    try:
+        usable = bool(value.strip("+-% \n")) if isinstance(value, str) else math.isfinite(value)
+    except TypeError:  # None, pandas' NA and NaT, a list
+        usable = False
+    if not usable or str(value).strip("+-% \n").lower() in ("nan", "inf", "none", "<na>", "nat"):
+        raise ValueError(f"macro {name!r} has the value {value!r}: give a finite number or a text")
+
+
+def _from_here(path: Path) -> Path:
+    """As seen from the working folder, so that no notebook shows where on this machine it was run."""
+    return Path(os.path.relpath(path))
+
+
 def _write(path: Path, text: str) -> Path:
     """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
-    return scratch.replace(path)
+    with paths.whole(path) as file:
+        file.write_text(text)
+    return path

@@ -12,7 +12,7 @@ import pytest
 from stlib import paths
 
 sys.path.insert(0, str(paths.ROOT / "tests" / "prediction"))
-from served import SPEED, fitted_model
+from served import fitted_costs
 
 
 def stlib(*arguments, **environment):
@@ -61,10 +61,9 @@ def test_unknown_profile(tmp_path):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """Options that name a model and a speed."""
-    folder = tmp_path_factory.mktemp("fitted")
-    model = fitted_model(np.random.default_rng(1)).to_json(folder / "service_time.json")
-    return ["--model", str(model), "--speed", str(SPEED.to_json(folder / "speed.json"))]
+    """The option that names the costs."""
+    costs = fitted_costs(np.random.default_rng(1)).to_json(tmp_path_factory.mktemp("fitted") / "costs.json")
+    return ["--costs", str(costs)]
 
 
 def test_predict_answers_in_a_line_and_plans(fitted):
@@ -96,5 +95,5 @@ def test_bad_requests_are_one_clear_line(fitted, arguments, message):
 
 
 def test_a_missing_model_names_the_remedy(fitted, tmp_path):
-    done = stlib("predict", "--rate", "0.4", "--model", str(tmp_path / "none.json"), *fitted[2:])
-    assert done.returncode != 0 and "run notebook 05" in done.stderr and "Traceback" not in done.stderr
+    done = stlib("predict", "--rate", "0.4", "--costs", str(tmp_path / "none.json"))
+    assert done.returncode != 0 and "run notebooks 05" in done.stderr and "Traceback" not in done.stderr

@@ -1,64 +1,31 @@
-"""The service-time model: what a story job costs, from what is known at its submission.
+"""What a job costs, from what is known at its submission: the one file that measuring leaves to predicting.
 
 Job i by method m at machine factor f_i takes
 
     t_i = f_i**gamma * (x_i . beta_m) * r_i,    E[r] = 1.
 
-x: physical terms (`job_terms`), their costs beta_m estimated by least squares on the relative error: a run's standard
-deviation is proportional to its mean, so each row weighs 1 / mean**2, the means those of the fit itself (iteratively
-reweighted). f: the machine factor, the level behind the probes over their geometric mean in the experiment; its
-exponent gamma is the slope of the log residual on log f. r: the residual's law, kept as quantiles. log f follows an
-AR(1) over jobs.
+x: physical terms, which the workload names (`terms`), their costs beta_m estimated by least squares on the relative
+error: a run's standard deviation is proportional to its mean, so each row weighs 1 / mean**2, the means those of the
+fit itself (iteratively reweighted). Counts that only the run tells (tokens of a natural story) follow a law of their
+own. f: the machine factor, the level behind the probes over their geometric mean in the experiment; its exponent gamma
+is the slope of the log residual on log f. r: the residual's law, kept as quantiles.
 """
 
-import functools
 import json
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stlib.experiment.jobs import JobMix
 from stlib.experiment.least_squares import between_sd, hc3, independent, slope_se, solve
-from stlib.experiment.machine import Level, Speed, draw_ar1, fit_level, lag_correlation, smoothed
+from stlib.experiment.machine import Level, draw_level, fit_level, lag_correlation, smoothed
+from stlib.serving.workloads import WORKLOADS
 
-PIXELS = 128  # the image terms are in units of one picture of this side
 LEVELS = np.linspace(0, 1, 201)  # at which the residual's quantiles are kept
-COMMON = ("llm", "tokens", "sentence starts")
-
-
-def job_terms(jobs: pd.DataFrame, tokens) -> dict[str, np.ndarray]:
-    """The physical terms of jobs, each (n,).
-
-    jobs: columns prompt, n_panels, steps, image_size, guidance_scale. tokens: (n,), those the LLM decodes.
-    The terms of COMMON cost the same under every method; the others are the drawing's and cost by method: a constant,
-    panels (text and pipeline), their pixels (VAE), steps (calls of the denoiser when it takes all panels at once),
-    panel steps, and their pixels (a guided step is two passes).
-    """
-    llm, panels, steps = has_llm(jobs), _column(jobs, "n_panels"), _column(jobs, "steps")
-    area = (_column(jobs, "image_size") / PIXELS) ** 2
-    passes = np.where(_column(jobs, "guidance_scale") > 1, 2, 1)
-    return {"llm": llm, "tokens": llm * tokens, "sentence starts": llm * (panels - 1), "job": np.ones(len(jobs)),
-            "panels": panels, "panel pixels": panels * area, "steps": steps, "panel steps": panels * steps,
-            "panel step pixels": panels * steps * passes * area}
-
-
-def design_matrix(jobs, method, tokens, methods) -> tuple[list[str], np.ndarray]:
-    """Names and columns, (n, terms), of the terms: the common ones, then the others once for each of `methods`.
-
-    method: (n,) names. tokens: (n,), those the LLM decodes.
-    """
-    terms = job_terms(jobs, tokens)
-    columns = {name: terms[name] for name in COMMON}
-    columns |= {f"{name}[{one}]": values * (method == one)
-                for one in methods for name, values in terms.items() if name not in COMMON}
-    return list(columns), np.column_stack(list(columns.values()))
-
-
-def has_llm(jobs: pd.DataFrame) -> np.ndarray:
-    """1 where a prompt makes the LLM run, 0 for captions alone."""
-    return jobs["prompt"].fillna("").astype(bool).to_numpy(float)
+LAW_VALUES = 128  # of a random count's law, equally likely
 
 
 @dataclass(frozen=True)
@@ -72,18 +39,21 @@ class MixMoments:
 
 
 @dataclass(frozen=True)
-class ServiceTimeModel:
-    """A fitted service-time model. Made by `fit` or `from_json`.
+class Costs:
+    """Fitted costs of one workload's jobs. Made by `fit` (then `with_speed`) or `from_json`.
 
-    terms: names, `beta` their costs in seconds at factor 1, `covariance` of beta (HC3); "steps[parallel]" is a term
-    of one method. gamma, gamma_se: the factor's exponent. residual: quantiles of r at LEVELS. residual_lag1: its
-    correlation from one run to the next. process_sd: of the logarithm of the speed that a process has for its life, in
-    the residual too. level: of log f, in time; phi: its correlation from one run to the next.
-    probe_s: the probe at factor 1, probe_cost_s: what one probe takes in all. ranges: smallest and largest value
-    fitted, of image_size and passes. tokens_run: for "panels, llm_tokens" the sorted numbers of tokens that natural
-    jobs decoded.
+    methods: names, of the menu. terms: names, `beta` their costs in seconds at factor 1, `covariance` of beta (HC3);
+    "steps[parallel]" is a term of one method. gamma, gamma_se: the factor's exponent. residual: quantiles of r at
+    LEVELS. residual_lag1: its correlation from one run to the next. process_sd: of the logarithm of the speed that a
+    process has for its life, in the residual too. level: of log f, in time. probe_s: the probe at factor 1,
+    probe_cost_s: what one probe takes in all. ranges: smallest and largest value fitted, of the workload's `ranged`.
+    counts: for each random count, and each value of the fields it depends on, the sorted counts that were run.
+    speed, speed_se: for each method its speed while 1, 2, ... replicas are busy, relative to one alone, and its
+    relative standard error; probe_ratio: the probe's seconds then, over those alone. dispatch_s: the dispatcher's own
+    time a job.
     """
 
+    workload: str
     methods: tuple[str, ...]
     terms: tuple[str, ...]
     beta: np.ndarray
@@ -93,27 +63,30 @@ class ServiceTimeModel:
     residual: np.ndarray
     residual_lag1: float
     level: Level
-    phi: float
     probe_s: float
     probe_cost_s: float
-    ranges: dict
+    ranges: dict[str, list[float]]
     n_rows: int
-    tokens_run: dict
+    counts: dict[str, dict[str, list[int]]]
     process_sd: float = 0.0
+    speed: dict[str, list[float]] = field(default_factory=dict)
+    speed_se: dict[str, list[float]] = field(default_factory=dict)
+    probe_ratio: dict[str, list[float]] = field(default_factory=dict)
+    dispatch_s: float = 0.0
 
     @classmethod
-    def fit(cls, rows: pd.DataFrame, tokens: pd.DataFrame | None = None) -> "ServiceTimeModel":
+    def fit(cls, rows: pd.DataFrame, counts: pd.DataFrame | None = None, workload: str = "story") -> "Costs":
         """Fit to measured runs, one row a run: the job's parameters, `method`, `run_s`, `probe_s`, `at_s`.
 
-        All rows of one number of `threads`, their LLM decoding an exact number of tokens (or none). A constant
-        `probe_s` leaves the factor out. `process`, if there, tells their replicas apart. tokens: rows of natural jobs
-        (n_panels, llm_tokens, tokens_run), from prompts of their own. Terms that the rows cannot tell from earlier
-        ones are left out.
-        Raises ValueError for fewer rows than parameters, NaN, mixed threads, or natural jobs among the rows.
+        All rows of one number of `threads`, their counts known beforehand. A constant `probe_s` leaves the factor out.
+        `process`, if there, tells their replicas apart. counts: rows of other jobs, whose counts only the run told,
+        with these as columns (`tokens_run`). Terms that the rows cannot tell from earlier ones are left out.
+        Raises ValueError for fewer rows than parameters, NaN, mixed threads, or random counts among the rows.
         """
-        _check_rows(rows)
+        kind = WORKLOADS[workload]
+        _check_rows(rows, kind)
         methods = tuple(sorted(rows["method"].unique()))
-        names, x = design_matrix(rows, rows["method"].to_numpy(), _column(rows, "llm_tokens"), methods)
+        names, x = design_matrix(kind, rows, rows["method"].to_numpy(), methods, kind.known(rows))
         kept = independent(x)
         names, x = [names[i] for i in kept], x[:, kept]
         if len(rows) <= x.shape[1]:
@@ -126,46 +99,92 @@ class ServiceTimeModel:
         ratio = y / (mean * np.exp(gamma * log_factor))
         spread = np.sqrt(len(rows) / (len(rows) - x.shape[1]))
         residual = np.quantile(1 + (ratio - 1) * spread, LEVELS)
-        return cls(methods, tuple(names), beta, hc3(x / mean[:, None], ratio - 1), gamma,
-                   slope_se(log_factor, ratio), residual / _moment(residual, 1),
-                   lag_correlation(ratio - 1, at_s), level,
-                   float(np.exp(-np.median(np.diff(np.sort(at_s))) / level.tau_s)), float(np.exp(log_probe.mean())),
+        return cls(workload, methods, tuple(names), beta, hc3(x / mean[:, None], ratio - 1), gamma,
+                   slope_se(log_factor, ratio), residual / _moment(residual, 1), lag_correlation(ratio - 1, at_s),
+                   level, float(np.exp(log_probe.mean())),
                    rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
-                   {name: [float(v.min()), float(v.max())] for name, v in _ranged(rows).items()}, len(rows),
-                   _token_law(tokens), between_sd(np.log(ratio), rows["process"]) if "process" in rows else 0.0)
+                   {name: [float(v.min()), float(v.max())] for name, v in kind.ranged(rows).items()}, len(rows),
+                   _count_laws(kind, counts), between_sd(np.log(ratio), rows["process"]) if "process" in rows else 0.0)
 
-    def factor(self, probe_s, at_s=None) -> np.ndarray:
+    def with_speed(self, contention: pd.DataFrame, dispatch_s: float = 0.0) -> "Costs":
+        """The same with what busy replicas do to each other (the table of `machine.contention`) and `dispatch_s`."""
+        parts = {method: part.sort_values("busy") for method, part in contention.groupby("method")}
+        measured = {name: {method: part[column].tolist() for method, part in parts.items()}
+                    for name, column in (("speed", "speed"), ("speed_se", "se"), ("probe_ratio", "probe_ratio"))}
+        return replace(self, dispatch_s=dispatch_s, **measured)
+
+    def with_term(self, term: str, rows: pd.DataFrame) -> "Costs":
+        """The same with the cost of a shared term that the fitted rows did not vary, from rows (as of `fit`) that do.
+
+        It costs what these rows take beyond the model, by least squares on the relative error.
+        Raises ValueError for fewer than 10 rows, or rows that do not vary it.
+        """
+        kind = WORKLOADS[self.workload]
+        _check_rows(rows, kind)
+        values = np.asarray(kind.terms(_mapping(rows) | kind.known(rows))[term], float)
+        if len(rows) < 10 or np.ptp(values) == 0:
+            raise ValueError(f"{len(rows)} rows, their {term} from {values.min():g} to {values.max():g}: give at least "
+                             "10 rows that vary it")
+        mean = self.mean_s(rows, rows["method"].to_numpy(), self.factor(rows["probe_s"]))
+        x = np.column_stack([np.ones(len(rows)), values / mean])  # the constant is the machine's and the process's
+        y = _column(rows, "run_s") / mean
+        fitted = np.linalg.lstsq(x, y, rcond=None)[0]
+        covariance = np.pad(self.covariance, (0, 1))
+        covariance[-1, -1] = hc3(x, y - x @ fitted)[1, 1]
+        return replace(self, terms=(*self.terms, term), beta=np.append(self.beta, fitted[1]), covariance=covariance)
+
+    def factor(self, probe_s, at_s=None, reference_s: float | None = None) -> np.ndarray:
         """The machine factor of probes taken while no other replica is busy, (n,).
 
         at_s: (n,), seconds, when their jobs started: then the probes' noise is smoothed away, each job's factor being
-        the expected level given the probes of all. Left out: the ratio as it is.
+        the expected level given the probes of all. Left out: the ratio as it is. reference_s: the probe that counts
+        as 1; left out, the experiment's.
         """
-        ratio = np.asarray(probe_s, float) / self.probe_s
+        ratio = np.asarray(probe_s, float) / (reference_s or self.probe_s)
         if at_s is None:
             return ratio
         mean = np.log(ratio).mean()  # their own: a sequence may be slower as a whole
         return np.exp(mean + smoothed(np.log(ratio) - mean, at_s, self.level))
 
-    def mean_s(self, jobs: pd.DataFrame, method: str, factor=1.0, probes=0.0) -> np.ndarray:
-        """Mean seconds of each job by `method`, one name or one a job, (n,).
+    def factor_path(self, at_s, rng: np.random.Generator) -> np.ndarray:
+        """Machine factors at the times `at_s`, seconds, in order along the last axis: of `at_s`' shape, mean log 0."""
+        return np.exp(draw_level(self.level, np.asarray(at_s, float), rng))
 
-        factor: machine factor, scalar or (n,). probes: how many probes each job pays for, scalar or (n,).
-        Raises ValueError for a method or a kind of job that the model was not fitted to.
+    def mean_s(self, jobs: pd.DataFrame, method, factor=1.0) -> np.ndarray:
+        """Mean seconds of each job by `method`, one name or one a job, (n,). factor: machine factor, scalar or (n,).
+
+        Raises ValueError for a method or a kind of job that was not measured.
         """
-        work = self._fixed(jobs, method) + self._cost("tokens") * self._tokens(jobs).mean(axis=1)
-        return (work + probes * self.probe_cost_s) * np.asarray(factor, float) ** self.gamma
+        self._check(jobs, method)
+        means = {count: law.mean(axis=1) for count, law in self._laws(jobs, method).items()}
+        return self._seconds(jobs, method, means) * np.asarray(factor, float) ** self.gamma
 
-    def sample_s(self, jobs: pd.DataFrame, method: str, rng: np.random.Generator, draws: int | None = None,
-                 factor=1.0, probes=0.0) -> np.ndarray:
-        """Random seconds of each job, (n,) or (draws, n): tokens and residual drawn. Arguments as of `mean_s`."""
-        shape = (len(jobs),) if draws is None else (draws, len(jobs))
-        law = self._tokens(jobs)
-        tokens = law[np.arange(len(jobs)), rng.integers(law.shape[1], size=shape)]
-        work = self._fixed(jobs, method) + self._cost("tokens") * tokens
-        residual = np.interp(rng.random(shape), LEVELS, self.residual)
-        return (work * residual + probes * self.probe_cost_s) * np.asarray(factor, float) ** self.gamma
+    def estimate(self, job: Mapping, method: str) -> float:
+        """Mean seconds of one job, a mapping of its workload's fields; beyond the fitted range extrapolated.
 
-    def prediction_interval(self, jobs: pd.DataFrame, method: str, factor=1.0, level: float = 0.95) -> np.ndarray:
+        Raises ValueError for a method that was not measured.
+        """
+        self._check_methods([method])
+        counts = dict(WORKLOADS[self.workload].known(job))
+        for count in [count for count, known in counts.items() if np.isnan(known)]:
+            counts[count] = self._law(count, {**job, "method": method}, nearest=True).mean()
+        return float(self._seconds(job, method, counts))
+
+    def sample_s(self, jobs: pd.DataFrame, method, rng: np.random.Generator, draws: int | None = None, factor=1.0,
+                 within: bool = False) -> np.ndarray:
+        """Random seconds of each job, (n,) or (draws, n): counts and residual drawn. Arguments as of `mean_s`.
+
+        within: the jobs are of one process, whose own speed is not drawn with them.
+        """
+        self._check(jobs, method)
+        shape, drawn = (len(jobs),) if draws is None else (draws, len(jobs)), {}
+        for count, law in self._laws(jobs, method).items():
+            known = law.shape[1] == 1
+            drawn[count] = law[:, 0] if known else law[np.arange(len(jobs)), rng.integers(law.shape[1], size=shape)]
+        residual = np.interp(rng.random(shape), LEVELS, self.residual_within if within else self.residual)
+        return self._seconds(jobs, method, drawn) * residual * np.asarray(factor, float) ** self.gamma
+
+    def prediction_interval(self, jobs: pd.DataFrame, method, factor=1.0, level: float = 0.95) -> np.ndarray:
         """Lower and upper bound, (2, n), within which a job's time lies with probability `level`."""
         draws = self.sample_s(jobs, method, np.random.default_rng(0), draws=4000, factor=factor)
         return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -173,21 +192,34 @@ class ServiceTimeModel:
     def moments(self, jobs: pd.DataFrame, method: str) -> MixMoments:
         """Moments of the work of a job drawn from `jobs`, at factor 1, without probes.
 
-        By the law of total variance: E[T^p] is the mean over jobs of E[T^p | job], tokens and residual integrated out.
+        By the law of total variance: E[T^p] is the mean over jobs of E[T^p | job], counts and residual integrated out.
         """
-        law = self._tokens(jobs)
-        work = self._fixed(jobs, method)[:, None] + self._cost("tokens") * law
+        self._check(jobs, method)
+        laws, kind = self._laws(jobs, method), WORKLOADS[self.workload]
+        apart = {count: law[:, np.random.default_rng(i).permutation(law.shape[1])]  # independent of the others
+                 for i, (count, law) in enumerate(laws.items())}
+        work = self._seconds({name: values[:, None] for name, values in _mapping(jobs).items()}, method, apart)
         first, second, third = (np.mean(work**p) * _moment(self.residual, p) for p in (1, 2, 3))
-        x = self._x(jobs, method, law.mean(axis=1)).mean(axis=0)
+        names, x = design_matrix(kind, jobs, np.full(len(jobs), method), self.methods,
+                                 {count: law.mean(axis=1) for count, law in laws.items()})
+        x = x[:, [names.index(term) for term in self.terms]].mean(axis=0)
         return MixMoments(first, float(np.sqrt(x @ self.covariance @ x)), second / first**2 - 1, third)
 
-    def factor_path(self, n: int, rng: np.random.Generator, draws: int | None = None) -> np.ndarray:
-        """Machine factors of n jobs in a row, (n,) or (draws, n): a stationary AR(1) of the logarithm, its mean 0."""
-        path = np.exp(draw_ar1(n, self.phi, self.level.sd, rng, 1 if draws is None else draws))
-        return path[0] if draws is None else path
+    def busy_speed(self, method: str, k: int) -> np.ndarray:
+        """Speed (k + 1,) as the simulator takes it; beyond the replicas measured, the last measured one."""
+        return self._while_busy(self.speed, method, k)
+
+    def probe_ratios(self, method: str, k: int) -> np.ndarray:
+        """The probe's ratios (k + 1,), by the number of busy replicas; likewise."""
+        return self._while_busy(self.probe_ratio, method, k)
+
+    def busy_speed_se(self, method: str, k: int) -> float:
+        """Relative standard error of the speed of k busy replicas; 0 for one, which is the unit."""
+        measured = self.speed_se.get(method, [0.0])
+        return measured[min(k, len(measured)) - 1]
 
     def coefficients(self) -> pd.DataFrame:
-        """Term, cost in seconds, standard error, and 95 % interval."""
+        """Term, cost in seconds, standard error, and 95 % interval (normal)."""
         se = np.sqrt(np.diag(self.covariance))
         table = pd.DataFrame({"term": self.terms, "seconds": self.beta, "se": se})
         return table.assign(low=self.beta - 1.96 * se, high=self.beta + 1.96 * se)
@@ -197,82 +229,142 @@ class ServiceTimeModel:
         """Coefficient of variation of a job's time, given its parameters and the machine factor."""
         return float(np.sqrt(_moment(self.residual, 2) - 1))
 
+    @property
+    def residual_within(self) -> np.ndarray:
+        """The residual's quantiles among the jobs of one process: without the variance between processes."""
+        share = 1 - (self.process_sd / self.residual_cv) ** 2 if self.process_sd else 1.0
+        return 1 + (self.residual - 1) * np.sqrt(max(share, 0.0))
+
     def to_json(self, path: str | Path) -> Path:
-        """Write the model as JSON."""
-        text = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
+        """Write as JSON, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(text, indent=1) + "\n")
-        return path
+        text = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(text, indent=1) + "\n")
+        return scratch.replace(path)
 
     @classmethod
-    def from_json(cls, path: str | Path) -> "ServiceTimeModel":
-        """Read a model that `to_json` wrote."""
-        model = cls(**json.loads(Path(path).read_text()))
-        arrays = {name: np.array(getattr(model, name)) for name in ("beta", "covariance", "residual")}
-        tuples = {name: tuple(getattr(model, name)) for name in ("methods", "terms")}
-        return replace(model, level=Level(*model.level), **tuples, **arrays)
+    def from_json(cls, path: str | Path) -> "Costs":
+        """Read what `to_json` wrote. Raises ValueError, naming the file, for anything else."""
+        try:
+            given = json.loads(Path(path).read_text())
+            arrays = {name: np.array(given[name], float) for name in ("beta", "covariance", "residual")}
+            tuples = {name: tuple(given[name]) for name in ("methods", "terms")}
+            return cls(**given | {"level": Level(*given["level"])} | arrays | tuples)
+        except FileNotFoundError as error:
+            raise ValueError(f"no file {path}: name one that is there, or run notebooks 05 and 08, which measure it") \
+                from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            wanted = ", ".join(one.name for one in fields(cls))
+            raise ValueError(f"{path} holds no costs of this version ({error}): give a costs.json with {wanted}; "
+                             "notebooks 05 and 08 measure one") from error
 
-    def _cost(self, term: str) -> float:
-        return dict(zip(self.terms, self.beta, strict=True)).get(term, 0.0)
+    def _seconds(self, job, method, counts: Mapping):
+        """The mean, given the counts; job: a table, or a mapping of numbers or arrays."""
+        cost, total = dict(zip(self.terms, self.beta, strict=True)), 0.0
+        for name, values in WORKLOADS[self.workload].terms(_mapping(job) | counts).items():
+            own = _of_each(method, lambda one, name=name: cost.get(name, cost.get(f"{name}[{one}]", 0.0)))
+            total = total + own * values
+        return total
 
-    def _x(self, jobs, method, tokens) -> np.ndarray:
-        method = np.broadcast_to(method, len(jobs))
-        unknown = set(map(str, method)) - set(self.methods)
-        if unknown:
-            raise ValueError(f"the model knows no method {unknown.pop()!r}: it was fitted to {', '.join(self.methods)}")
-        for name, values in _ranged(jobs).items():
+    def _laws(self, jobs: pd.DataFrame, method) -> dict[str, np.ndarray]:
+        """For each count its equally likely values for each job, (n, values)."""
+        laws = {}
+        for count, known in WORKLOADS[self.workload].known(jobs).items():
+            laws[count], random = np.asarray(known, float)[:, None], np.flatnonzero(np.isnan(known))
+            if len(random):
+                laws[count], named = np.repeat(laws[count], LAW_VALUES, axis=1), jobs.assign(method=method)
+                for i in random:
+                    laws[count][i] = self._law(count, named.iloc[i])
+        return laws
+
+    def _law(self, count: str, job: Mapping, nearest: bool = False) -> np.ndarray:
+        names, known = WORKLOADS[self.workload].counts[count], self.counts.get(count, {})
+        key = _key(names, job)
+        if key not in known and not (nearest and known):
+            there = "; ".join(known) or "none"
+            raise ValueError(f"{count} of jobs with {', '.join(names)} = {key} was not measured (known: {there}): "
+                             "give `fit` rows of such jobs as `counts`")
+        key = key if key in known else min(known, key=lambda other: _apart(key, other))
+        return np.quantile(known[key], (np.arange(LAW_VALUES) + 0.5) / LAW_VALUES, method="inverted_cdf")
+
+    def _while_busy(self, measured: dict[str, list[float]], method: str, k: int) -> np.ndarray:
+        if method not in measured and k > 1:
+            there = ", ".join(measured) or "none"
+            raise ValueError(f"no speed of method {method!r} while others are busy was measured, it was of {there}: "
+                             "measure its contention, or take one replica")
+        values = measured.get(method, [1.0])
+        return np.array([1.0, *values[:k], *[values[-1]] * (k - len(values))])
+
+    def _check_methods(self, methods) -> None:
+        if unknown := set(map(str, methods)) - set(self.methods):
+            raise ValueError(f"the costs know no method {unknown.pop()!r}: measured were {', '.join(self.methods)}")
+
+    def _check(self, jobs: pd.DataFrame, method) -> None:
+        self._check_methods([method] if isinstance(method, str) else set(method))
+        for name, values in WORKLOADS[self.workload].ranged(jobs).items():
             low, high = self.ranges[name]
             outside = values[~((values >= low) & (values <= high))]
             if len(outside):
-                raise ValueError(f"{name} = {outside[0]:g}: the model was fitted to {low:g} to {high:g}; "
+                raise ValueError(f"{name} = {outside[0]:g}: the costs were fitted to {low:g} to {high:g}; "
                                  "measure such jobs and fit again")
-        names, x = design_matrix(jobs, method, tokens, self.methods)
-        return x[:, [names.index(term) for term in self.terms]]
 
-    def _fixed(self, jobs, method) -> np.ndarray:
-        """Mean seconds without any token."""
-        return self._x(jobs, method, np.zeros(len(jobs))) @ self.beta
 
-    def _tokens(self, jobs: pd.DataFrame) -> np.ndarray:
-        """Equally likely numbers of tokens of each job, (n, values)."""
-        llm, exact = has_llm(jobs).astype(bool), jobs["exact_tokens"].to_numpy(bool)
-        asked = np.where(llm, _column(jobs, "llm_tokens"), 0.0)[:, None]
-        natural = llm & ~exact
-        if not natural.any():
-            return asked
-        law = np.repeat(asked, 128, axis=1)
-        for i in np.flatnonzero(natural):
-            law[i] = self._law(int(jobs["n_panels"].iloc[i]), int(jobs["llm_tokens"].iloc[i]))
-        return law
+def design_matrix(kind, jobs, method, methods, counts: Mapping) -> tuple[list[str], np.ndarray]:
+    """Names and columns, (n, terms), of a workload's terms: the shared ones, then the others once for each method.
 
-    def _law(self, n_panels: int, llm_tokens: int) -> np.ndarray:
-        key = f"{n_panels}, {llm_tokens}"
-        if key not in self.tokens_run:
-            known = "; ".join(self.tokens_run) or "none"
-            raise ValueError(f"natural jobs with n_panels, llm_tokens = {key} were not fitted (known: {known}): "
-                             "give `fit` rows of such jobs as `tokens`")
-        return np.quantile(self.tokens_run[key], (np.arange(128) + 0.5) / 128, method="inverted_cdf")
+    kind: of WORKLOADS. method: (n,) names. counts: what the run told, (n,) each.
+    """
+    terms = kind.terms(_mapping(jobs) | counts)
+    columns = {name: terms[name] for name in terms if name in kind.shared}
+    columns |= {f"{name}[{one}]": values * (method == one)
+                for one in methods for name, values in terms.items() if name not in kind.shared}
+    return list(columns), np.column_stack([np.broadcast_to(column, len(jobs)) for column in columns.values()])
 
 
 def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
     return rows[name].to_numpy(float)
 
 
-def _ranged(jobs: pd.DataFrame) -> dict[str, np.ndarray]:
-    return {"image_size": _column(jobs, "image_size"),
-            "passes": np.where(_column(jobs, "guidance_scale") > 1, 2.0, 1.0)}
+def _mapping(job) -> dict:
+    return {name: job[name].to_numpy() for name in job} if isinstance(job, pd.DataFrame) else dict(job)
 
 
-def _check_rows(rows: pd.DataFrame) -> None:
-    numbers = rows[["run_s", "probe_s", "at_s", "n_panels", "steps", "image_size", "guidance_scale"]].to_numpy(float)
+def _of_each(method, cost):
+    """cost(name): of one name a number, of an array of names an array."""
+    if isinstance(method, str):
+        return cost(method)
+    known = {one: cost(one) for one in set(method)}
+    return np.array([known[one] for one in method])
+
+
+def _key(names, job: Mapping) -> str:
+    return ", ".join(value if isinstance(value := job[name], str) else f"{value:g}" for name in names)
+
+
+def _apart(one: str, other: str) -> float:
+    """How unlike two keys are: words first, then numbers by their ratio."""
+    total = 0.0
+    for a, b in zip(one.split(", "), other.split(", "), strict=True):
+        total += abs(np.log((float(a) + 1) / (float(b) + 1))) if a[0].isdigit() and b[0].isdigit() else 1e3 * (a != b)
+    return total
+
+
+def _check_rows(rows: pd.DataFrame, kind) -> None:
+    if len(rows) == 0:
+        raise ValueError("no rows to fit: measure some runs first")
+    ranged = kind.ranged(rows)
+    numbers = np.column_stack([rows[["run_s", "probe_s", "at_s"]].to_numpy(float), *ranged.values()])
     if not np.isfinite(numbers).all() or (rows[["run_s", "probe_s"]].to_numpy() <= 0).any():
         raise ValueError("the rows hold NaN, infinite or non-positive numbers: leave out runs that failed, "
-                         "and give image_size and guidance_scale as numbers")
+                         f"and give {' and '.join(ranged)} as numbers")
     if "threads" in rows and rows["threads"].nunique() > 1:
         raise ValueError(f"threads = {sorted(rows['threads'].unique())}: fit one model a number of threads")
-    if (has_llm(rows).astype(bool) & ~rows["exact_tokens"].to_numpy(bool)).any():
-        raise ValueError("rows of natural stories: fit on exact_tokens jobs, and give the natural ones as `tokens`")
+    for count, values in kind.known(rows).items():
+        if np.isnan(values).any():
+            raise ValueError(f"{count} of {int(np.isnan(values).sum())} rows only the run told (natural jobs): fit on "
+                             "jobs whose counts are known beforehand, and give the others as `counts`")
 
 
 def _moment(quantiles, p: int) -> float:
@@ -281,51 +373,9 @@ def _moment(quantiles, p: int) -> float:
     return float(np.mean(np.interp(grid, LEVELS, quantiles) ** p))
 
 
-def _token_law(tokens: pd.DataFrame | None) -> dict[str, list[int]]:
-    if tokens is None:
+def _count_laws(kind, rows: pd.DataFrame | None) -> dict[str, dict[str, list[int]]]:
+    if rows is None:
         return {}
-    return {f"{panels}, {asked}": sorted(int(t) for t in group)
-            for (panels, asked), group in tokens.groupby(["n_panels", "llm_tokens"])["tokens_run"]}
-
-
-def mean_work_s(model: ServiceTimeModel, mix: JobMix, method: str, probes: float = 0.0) -> float:
-    """Mean seconds of a job of the mix at machine factor 1."""
-    jobs, shares = mix.combinations()
-    return float(shares @ model.mean_s(jobs, method, probes=probes))
-
-
-def estimator(model: ServiceTimeModel, factor: float = 1.0, probes: float = 1.0, busy: float = 1.0,
-              otherwise_s: float | None = None):
-    """`estimate(params, method)` for the dispatcher: the model's mean seconds, at the speed `busy`.
-
-    otherwise_s: of a job outside of what the model was fitted to; left out, such a job raises ValueError. Kept once
-    computed: the dispatcher asks at its check, before any job runs, and again when the job arrives.
-    """
-    from stlib.generation import StoryJob
-    from stlib.generation.storyteller import EMBEDDED_GUIDANCE
-
-    @functools.cache
-    def seconds(method, prompt, n_panels, steps, llm_tokens, exact_tokens, image_size, guidance_scale) -> float:
-        job = pd.DataFrame([{
-            "prompt": prompt, "n_panels": n_panels, "steps": steps, "llm_tokens": llm_tokens,
-            "exact_tokens": exact_tokens, "image_size": PIXELS if image_size == "auto" else image_size,
-            "guidance_scale": EMBEDDED_GUIDANCE if guidance_scale is None else guidance_scale}])
-        try:
-            return float(model.mean_s(job, method, factor=factor, probes=probes)[0]) / busy
-        except ValueError:
-            if otherwise_s is None:
-                raise
-            return otherwise_s / busy
-
-    def estimate(params: dict, method: str) -> float:
-        job = StoryJob(**params)
-        return seconds(method, "a fox" if job.prompt else "", job.n_panels, job.steps, job.llm_tokens, job.exact_tokens,
-                       job.image_size, job.guidance_scale)
-
-    return estimate
-
-
-def service_estimator(model: ServiceTimeModel, speed: Speed, method: str, k: int, probes: float = 0.0):
-    """The same for k replicas that serve any job: all busy, and a job unlike those fitted taken for a mean one."""
-    otherwise_s = mean_work_s(model, JobMix.from_yaml("stories"), method, probes)
-    return estimator(model, probes=probes, busy=speed.of(method, k)[k], otherwise_s=otherwise_s)
+    return {count: {_key(names, dict(zip(names, key, strict=True))): sorted(int(one) for one in group)
+                    for key, group in rows.groupby(list(names))[count]}
+            for count, names in kind.counts.items() if count in rows}

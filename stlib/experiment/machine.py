@@ -4,9 +4,6 @@ The logarithm of the machine factor is taken to be an Ornstein-Uhlenbeck process
 shows it through noise of its own; taken as it is, a noisy covariate biases its slope toward zero.
 """
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,68 +12,28 @@ from scipy.optimize import minimize
 
 from stlib.queueing.simulation import replication_interval
 
-
-@dataclass(frozen=True)
-class Speed:
-    """What replicas do to each other, and the dispatcher's time a job.
-
-    speed: for each method its speed while 1, 2, ... replicas are busy, relative to one alone. interval: of each the
-    95 % interval, blocks taken as independent. probe_ratio: the probe's seconds then, over those alone. dispatch_s.
-    """
-
-    speed: dict[str, list[float]]
-    interval: dict[str, list[list[float]]]
-    probe_ratio: dict[str, list[float]]
-    dispatch_s: float
-
-    @classmethod
-    def fit(cls, rows: pd.DataFrame, dispatch_s: float = 0.0) -> "Speed":
-        """From the rows of `measure_contention`: exp of the mean over jobs of log(alone / busy)."""
-        speed, interval, ratio = {}, {}, {}
-        for method, of_method in rows.groupby("method"):
-            logs = np.log(of_method.set_index(["block", "job_id", "busy"])[["run_s", "probe_s"]]).unstack("busy")
-            gain = -logs["run_s"].sub(logs["run_s"][1], axis=0)
-            speed[method] = np.exp(gain.mean()).tolist()
-            interval[method] = [np.exp(replication_interval(block_means)).tolist()
-                                for _, block_means in gain.groupby("block").mean().items()]
-            ratio[method] = np.exp(logs["probe_s"].sub(logs["probe_s"][1], axis=0).mean()).tolist()
-        return cls(speed, interval, ratio, dispatch_s)
-
-    def of(self, method: str, k: int) -> np.ndarray:
-        """speed (k + 1,) as the simulator takes it; beyond the replicas measured, the last measured one."""
-        return _extended(self.speed, method, k)
-
-    def relative_se(self, method: str, k: int) -> float:
-        """Standard error of the speed of k busy replicas, relative; 0 where no interval was measured."""
-        measured = self.interval.get(method, [[1.0, 1.0]])
-        low, high = measured[min(k, len(measured)) - 1]
-        return float(np.log(high / low) / (2 * 1.96))
-
-    def probe_ratios(self, method: str, k: int) -> np.ndarray:
-        """The probe's ratios (k + 1,), by the number of busy replicas; likewise."""
-        return _extended(self.probe_ratio, method, k)
-
-    def to_json(self, path: str | Path) -> Path:
-        """Write as JSON."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
-        return Path(path)
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> "Speed":
-        """Read what `to_json` wrote."""
-        return cls(**json.loads(Path(path).read_text()))
-
-
-def _extended(measured: dict[str, list[float]], method: str, k: int) -> np.ndarray:
-    if method not in measured:
-        raise ValueError(f"no speed of method {method!r} was measured: there are {', '.join(measured)}; "
-                         "measure its contention")
-    values = measured[method]
-    return np.array([1.0, *values[:k], *[values[-1]] * (k - len(values))])
-
 MAX_GAP_S = 30.0  # runs further apart are not neighbours in time
 CHUNK = 500  # probes smoothed together
+
+
+def contention(rows: pd.DataFrame) -> pd.DataFrame:
+    """What replicas do to each other, from the rows of `measure_contention`: a row a method and number of busy ones.
+
+    Columns: method, busy, speed (relative to one busy alone: exp of the mean over jobs of log(alone / busy)), low, high
+    (95 % interval, blocks taken as independent), se (relative), blocks, probe_ratio (the probe's seconds over those
+    alone).
+    """
+    table = []
+    for method, of_method in rows.groupby("method", observed=True):
+        logs = np.log(of_method.set_index(["block", "job_id", "busy"])[["run_s", "probe_s"]]).unstack("busy")
+        gain = -logs["run_s"].sub(logs["run_s"][1], axis=0)
+        probe = logs["probe_s"].sub(logs["probe_s"][1], axis=0).mean()
+        for busy, means in gain.groupby("block").mean().items():
+            low, high = np.exp(replication_interval(means))
+            table.append({"method": method, "busy": busy, "speed": np.exp(gain[busy].mean()), "low": low, "high": high,
+                          "se": means.std(ddof=1) / np.sqrt(len(means)), "blocks": len(means),
+                          "probe_ratio": np.exp(probe[busy])})
+    return pd.DataFrame(table)
 
 
 class Level(NamedTuple):
@@ -117,13 +74,17 @@ def smoothed(log_probe: np.ndarray, at_s, level: Level) -> np.ndarray:
     return out
 
 
-def draw_ar1(n: int, phi: float, deviation: float, rng: np.random.Generator, draws: int) -> np.ndarray:
-    """Paths (draws, n) of a stationary AR(1) with mean 0 and that standard deviation."""
-    noise = rng.standard_normal((n, draws)) * deviation
-    path = noise.copy()
-    for i in range(1, n):
-        path[i] = phi * path[i - 1] + np.sqrt(1 - phi**2) * noise[i]
-    return path.T
+def draw_level(level: Level, at_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Paths of the level at times `at_s`, (n,) or (draws, n), seconds in order along the last axis: mean 0, stationary.
+
+    An Ornstein-Uhlenbeck process is an AR(1) whose coefficient is exp(-gap / tau_s).
+    """
+    path = rng.standard_normal(at_s.shape) * level.sd
+    phi = np.exp(-np.diff(at_s, axis=-1) / level.tau_s)
+    for i in range(1, at_s.shape[-1]):
+        one = phi[..., i - 1]
+        path[..., i] = one * path[..., i - 1] + np.sqrt(1 - one**2) * path[..., i]
+    return path
 
 
 def lag_correlation(values, at_s, lag: int = 1) -> float:

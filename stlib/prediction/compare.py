@@ -4,87 +4,81 @@ A prediction reads of the run its arrivals, its jobs, its probes and the calibra
 `recursion` alone, which splits the error, takes the measured ones.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stlib.experiment.costs import ServiceTimeModel
-from stlib.experiment.jobs import JobMix
-from stlib.experiment.machine import Speed
+from stlib.experiment.costs import Costs
 from stlib.prediction.calibration import Calibration
 from stlib.prediction.cell import read_cell, read_fitted
-from stlib.prediction.predict import MixWork, System
+from stlib.prediction.predict import System, declared_speed
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.job_table import job_metrics
-from stlib.queueing.simulation import finite_run, recursion
+from stlib.queueing.simulation import recursion
 
 COLUMNS = ("cell", "run", "workload", "method", "replicas", "routing", "arrivals", "rho", "rho_realised", "n_jobs",
            "seed", "metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "plain", "recursion", "formula",
            "beforehand_lo", "beforehand_median", "beforehand_hi", "quantile", "quantile_given_arrivals", "overhead")
 
 
-def machine_factors(table: pd.DataFrame, products: pd.DataFrame, model: ServiceTimeModel, ratios) -> np.ndarray:
+def machine_factors(table: pd.DataFrame, products: pd.DataFrame, costs: Costs, ratios,
+                    reference_s: float | None = None) -> np.ndarray:
     """Each job's machine factor (n,), from the means of its probes, each over its ratio with as many replicas busy.
 
-    ratios: (k + 1,), the probe's seconds by number of busy replicas, over those alone. The probe before a job is its
-    own if it ran two, else the one that ended the job before on its replica. table and products by job_id.
+    ratios: (k + 1,), the probe's seconds by number of busy replicas, over those alone. reference_s: as of
+    `Costs.factor`. The probe before a job is its own if it ran two, else the one that ended the job before on its
+    replica. table and products by job_id.
     """
     order = table["start_s"].argsort().to_numpy()
     last = products["busy_finish"].iloc[order].groupby(table["replica"].iloc[order]).shift().reindex(table.index)
     before = products["busy_start"].where((products["probes"] == 2) | last.isna(), last).astype(int)
     probes = [products[f"probe_{when}_s"] / np.asarray(ratios)[busy.astype(int)]
               for when, busy in (("before", before), ("after", products["busy_finish"]))]
-    return model.factor(np.mean(probes, axis=0), table["start_s"])
+    return costs.factor(np.mean(probes, axis=0), table["start_s"], reference_s)
 
 
 def predict_cell(folder: Path, **sizes) -> pd.DataFrame:
     """Every prediction of a served cell beside what was served: a row a metric, the columns COLUMNS.
 
-    folder: of `run_cell`, with the model, the speed and the calibration that it holds. sizes: as of `predict_run`.
+    folder: of `run_cell`, with the costs and the calibration that it holds. sizes: as of `predict_run`.
     """
-    model, speed, calibration = read_fitted(Path(folder))
-    return predict_run(*read_cell(Path(folder)), model, speed, calibration, **sizes)
+    return predict_run(*read_cell(Path(folder)), *read_fitted(Path(folder)), **sizes)
 
 
-def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: pd.DataFrame, model: ServiceTimeModel,
-                speed: Speed, calibration: pd.DataFrame | None = None, *, draws: int = 1000,
-                runs: int = 10_000) -> pd.DataFrame:
+def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: pd.DataFrame, costs: Costs,
+                calibration: pd.DataFrame | None = None, *, draws: int = 1000, runs: int = 10_000) -> pd.DataFrame:
     """The same for a run in memory: cell as in cell.json, the tables in order of arrival.
 
     calibration: traced uses the jobs before and after the run, beforehand those before it, plain none; left out, the
-    work is the model's. draws: of the work, given arrivals and jobs (traced: at each job's machine factor; plain: at
-    factor 1). runs: replications of the prediction beforehand, at the factor before the run. Random numbers come from
+    work is that of the costs. draws: of the work, given arrivals and jobs (traced: at each job's machine factor; plain:
+    at factor 1). runs: replications of the prediction beforehand, at the level before the run. Random numbers come from
     the cell's seed. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had until the last
     arrival. Raises ValueError for a run in which a job did not complete.
     """
     if not (table["outcome"] == "completed").all():
         raise ValueError(f"cell {cell['cell']}: {(table['outcome'] != 'completed').sum()} jobs did not complete; a "
                          "prediction is of a run whose jobs all do")
-    system = System.of(cell, model, speed, jobs)
-    ahead = around = system
-    if calibration is not None:
-        ahead, around = (system.calibrated(Calibration.fit(rows, model, speed, cell["method"]))
-                         for rows in (calibration[calibration["when"] == "before"], calibration))
+    plain_of, ahead, around, probe_s = systems(cell, costs, jobs, calibration)
     arrival_s, slo_s = table["arrival_s"].to_numpy(), tuple(cell["slo_s"])
-    law = MixWork.of(model, JobMix.from_yaml(cell["mix"]), cell["method"], np.random.default_rng([cell["seed"], 1]))
     process = arrival_process(cell["lam"], **cell["arrivals"])
-    factor = machine_factors(table, products, model, speed.probe_ratios(cell["method"], cell["replicas"]))
-    again = recursion(arrival_s, table["service_s"] + speed.dispatch_s, table["replica"].to_numpy())
+    factor = machine_factors(table, products, costs, costs.probe_ratios(cell["method"], plain_of.k), probe_s)
+    again = recursion(arrival_s, table["service_s"] + costs.dispatch_s, table["replica"].to_numpy())
 
-    def simulated(of, draw, n_runs):
-        return finite_run(of.complete(draw), of.k, n_runs, np.random.default_rng([cell["seed"], 2]), slo_s=slo_s,
-                          **of.options)
+    def simulated(of: System, draw, n_runs):
+        return of.finite(draw, n_runs, np.random.default_rng([cell["seed"], 2]), slo_s)
 
     traced, plain = (simulated(of, of.given_jobs(arrival_s, jobs, f), draws)
-                     for of, f in ((around, factor), (system, np.ones(len(jobs)))))
-    anew, given = (simulated(ahead, ahead.beforehand(law, arrivals, len(jobs)), runs)
+                     for of, f in ((around, factor), (plain_of, np.ones(len(jobs)))))
+    anew, given = (simulated(ahead, ahead.beforehand(arrivals, len(jobs)), runs)
                    for arrivals in (process.sample, lambda n, rng: arrival_s))
-    formula = ahead.formula(law, process, len(jobs))
+    queue = ahead.formula(process.rate, len(jobs))
+    formula = {} if queue is None else {"mean": queue.w, "wq": queue.wq}
     served, recursed = (job_metrics(one, slo_s=slo_s) for one in (table, again))
     known = {name: cell[name] for name in ("cell", "run", "method", "replicas", "routing", "rho", "n_jobs", "seed")}
     known |= {"workload": cell["mix"], "arrivals": cell["arrivals"]["name"],
-              "rho_realised": table["service_s"].sum() / (system.k * arrival_s[-1])}
+              "rho_realised": table["service_s"].sum() / (plain_of.k * arrival_s[-1])}
     rows = []
     for name in traced.columns:
         metric, _, slo = name.partition("_")
@@ -98,6 +92,28 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
             "quantile": _rank(served[name], anew[name]), "quantile_given_arrivals": _rank(served[name], given[name]),
             "overhead": served[name] - recursed[name]})
     return pd.DataFrame(rows)[list(COLUMNS)]
+
+
+def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFrame | None = None) -> tuple:
+    """The system of a served cell as known without calibration, before the run, and around it; and the probe of 1.
+
+    Without calibration the level before the run is that of the factor which cell.json holds, and the work is uncertain
+    by the speed of the processes, the fit and the speed of busy replicas.
+    """
+    method, k = cell["method"], cell["replicas"]
+    mean = costs.moments(jobs, method)
+    parts = (costs.process_sd / np.sqrt(k), mean.mean_se_s / mean.mean_s, costs.busy_speed_se(method, k))
+    before, after, probe_s = cell.get("factor", 1.0)**costs.gamma, {}, None
+    if calibration is not None:
+        ahead, around = (Calibration.fit(rows, costs, method)
+                         for rows in (calibration[calibration["when"] == "before"], calibration))
+        before, probe_s = ahead.level, around.probe_s
+        after = {"level": around.level, "level_se": around.se}
+    plain = System.of(costs, cell["mix"], method, k, seed=[cell["seed"], 1], routing=cell["routing"],
+                      arrivals=cell["arrivals"], level_se=float(np.linalg.norm(parts)), probing=True,
+                      declared=before / declared_speed(cell, costs))
+    ahead = replace(plain, level=before) if calibration is None else replace(plain, level=before, level_se=ahead.se)
+    return plain, ahead, replace(plain, **after), probe_s
 
 
 def error_split(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,31 +1,31 @@
 """A system on paper: what its jobs will do, in finite runs and in the long run."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from joblib import cpu_count
 
-from stlib.experiment.costs import ServiceTimeModel
+from stlib.experiment.costs import Costs
 from stlib.experiment.jobs import JobMix
-from stlib.experiment.machine import Speed
-from stlib.prediction.calibration import Calibration
 from stlib.queueing import formulas
 from stlib.queueing.arrivals import Poisson, arrival_process
 from stlib.queueing.checks import check_jobs
 from stlib.queueing.job_table import reduce_runs
-from stlib.queueing.simulation import run_jobs
+from stlib.queueing.simulation import finite_run, run_jobs
 from stlib.serving.replica import IDLE_S
+from stlib.serving.workloads import Workload
 
 LAW_DRAWS = 200_000  # of a mix's work, shared equally among the combinations of job parameters
 
 
 @dataclass(frozen=True)
 class MixWork:
-    """The work of a mix's jobs by one method at machine factor 1, without probes.
+    """The work of a mix's jobs by each of some methods at level 1, without probes.
 
-    The parameters that cost time take few combinations: `shares` (c,) their probabilities, `mean_s` (c,) their mean
-    work, `work_s` (draws, c) independent draws of it.
+    The parameters that cost time take few combinations: `shares` (c,) their probabilities, `mean_s` (c, methods) their
+    mean work, `work_s` (draws, c, methods) independent draws of it; a draw is the same job under every method.
     """
 
     shares: np.ndarray
@@ -33,188 +33,215 @@ class MixWork:
     work_s: np.ndarray
 
     @classmethod
-    def of(cls, model: ServiceTimeModel, mix: JobMix, method: str, rng: np.random.Generator) -> "MixWork":
+    def of(cls, costs: Costs, mix: JobMix, methods: Sequence[str], seed=0) -> "MixWork":
         """Draw the work of every combination of the mix."""
         jobs, shares = mix.combinations()
-        draws = model.sample_s(jobs, method, rng, draws=-(-LAW_DRAWS // len(jobs)))
-        return cls(shares, model.mean_s(jobs, method), draws)
+        n = -(-LAW_DRAWS // len(jobs))
+        draws = [costs.sample_s(jobs, one, np.random.default_rng(seed), draws=n, within=True) for one in methods]
+        means = [costs.mean_s(jobs, method) for method in methods]
+        return cls(shares, np.stack(means, axis=-1), np.stack(draws, axis=-1))
 
     def sample(self, rng: np.random.Generator, shape) -> tuple[np.ndarray, np.ndarray]:
-        """Work of random jobs and its mean given their parameters, both of `shape`."""
+        """Work of random jobs, `shape` + (methods,), and its mean given the job by the first method, `shape`."""
         job = np.searchsorted(self.shares.cumsum()[:-1], rng.random(shape), side="right")
-        return self.work_s[rng.integers(len(self.work_s), size=shape), job], self.mean_s[job]
+        return self.work_s[rng.integers(len(self.work_s), size=shape), job], self.mean_s[job, 0]
 
     @property
-    def moments(self) -> tuple[float, float]:
-        """Mean and variance."""
-        mean = self.shares @ self.mean_s
-        return float(mean), float(self.shares @ (self.work_s**2).mean(axis=0) - mean**2)
+    def mean(self) -> np.ndarray:
+        """Mean by method, (methods,), seconds."""
+        return self.shares @ self.mean_s
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Variance by method, (methods,)."""
+        return self.shares @ (self.work_s**2).mean(axis=0) - self.mean**2
 
 
 def after_idle(start_s, finish_s, replica) -> np.ndarray:
     """Whether each job's replica had idled longer than IDLE_S when it started, (runs, n).
 
-    Times in seconds and replicas, (runs, n); each replica serves its jobs in the order of the columns.
+    Times in seconds and replicas, (runs, n), in any order of the columns.
     """
+    order = np.argsort(start_s, axis=1, kind="stable")
+    start_s, finish_s, replica = (np.take_along_axis(one, order, axis=1) for one in (start_s, finish_s, replica))
     idle = np.zeros(start_s.shape, bool)
     for one in range(replica.max() + 1):
         here = replica == one
         last = np.maximum.accumulate(np.where(here, finish_s, -np.inf), axis=1)
         before = np.concatenate([np.full((len(last), 1), -np.inf), last[:, :-1]], axis=1)
         idle |= here & (start_s - before > IDLE_S)
-    return idle
+    out = np.empty_like(idle)
+    np.put_along_axis(out, order, idle, axis=1)
+    return out
 
 
 def with_probes(arrival_s, work_s, probe_s, estimate_s, k: int, rng, **options) -> np.ndarray:
-    """Work (runs, n) with its probes: one after each job, and one before a job that follows an idle spell.
+    """Work (runs, n, methods) with its probes: one after each job, and one before a job that follows an idle spell.
 
     Which jobs do, a simulation with one probe a job says. Neglected: that the second probes shorten the idle spells
-    after them. probe_s: what a probe takes at each job's machine factor, (n,) or (runs, n).
+    after them. probe_s: what a probe takes at each job's machine factor, (runs, n).
     """
-    once = work_s + probe_s
+    once = work_s + probe_s[..., None]
     rows = run_jobs(*check_jobs(arrival_s, once, estimate_s), k, rng=rng, **options)
-    return once + probe_s * after_idle(rows.start, rows.finish, rows.replica)
+    return once + (probe_s * after_idle(rows.start, rows.finish, rows.replica))[..., None]
 
 
 @dataclass(frozen=True)
 class System:
-    """What a cell's predictions simulate.
+    """Replicas that serve a mix, on paper. Made by `of`; `replace(system, k=3)` is the same with three replicas.
 
-    speed: (k + 1,). factor: the machine's before the run. ratio: of whole jobs' seconds to the model's. work_se:
-    relative standard error of the work of all jobs of a run alike: the calibration's, or, without one, of the speed of
-    its processes, of the fit, and of `speed`.
+    methods: names, `policy[n]` the index of the one for a job that starts with n outstanding, the last for more.
+    arrivals: parameters of `arrival_process` but for the rate. level: seconds of whole jobs over those of the costs;
+    level_se: relative standard error of the work of all jobs of a run alike. probing: whether replicas run probes.
+    declared: a job's declared seconds, which least_work reads, over its mean work with one probe.
     """
 
-    model: ServiceTimeModel
-    method: str
-    k: int
-    routing: str
-    speed: np.ndarray
-    dispatch_s: float
-    factor: float
-    work_se: float
-    ratio: float = 1.0
+    costs: Costs
+    work: MixWork
+    methods: tuple[str, ...]
+    policy: tuple[int, ...] = (0,)
+    k: int = 1
+    routing: str = "central"
+    arrivals: dict = field(default_factory=lambda: {"name": "poisson"})
+    level: float = 1.0
+    level_se: float = 0.0
+    probing: bool = False
+    declared: float = 1.0
 
     @classmethod
-    def of(cls, cell: dict, model: ServiceTimeModel, speed: Speed, jobs: pd.DataFrame) -> "System":
-        """From cell.json and the jobs."""
-        method, k = cell["method"], cell["replicas"]
-        mean = model.moments(jobs, method)
-        parts = (model.process_sd / np.sqrt(k), mean.mean_se_s / mean.mean_s, speed.relative_se(method, k))
-        return cls(model, method, k, cell["routing"], speed.of(method, k), speed.dispatch_s, cell["factor"],
-                   float(np.linalg.norm(parts)))
+    def of(cls, costs: Costs, mix: str | JobMix, method: str | Sequence[str], k: int = 1, *, seed=0,
+           **given) -> "System":
+        """From fitted costs and a mix; method: of all jobs, or a policy: names by the number of outstanding jobs."""
+        mix = mix if isinstance(mix, JobMix) else JobMix.from_yaml(mix)
+        names = [method] if isinstance(method, str) else list(method)
+        methods = tuple(dict.fromkeys(names))
+        return cls(costs, MixWork.of(costs, mix, methods, seed), methods, tuple(map(methods.index, names)), k, **given)
 
-    def calibrated(self, by: Calibration) -> "System":
-        """The same with the work that whole jobs showed."""
-        return replace(self, ratio=by.ratio, work_se=by.se)
+    @property
+    def speed(self) -> np.ndarray:
+        """Of every busy replica while 0 ... k are busy, (k + 1,); under a policy that of its first method."""
+        return self.costs.busy_speed(self.methods[0], self.k)
 
     @property
     def options(self) -> dict:
         """Of the simulator."""
-        return {"routing": self.routing, "speed": self.speed if self.k > 1 else None}
+        return {"routing": self.routing, "speed": self.speed if self.k > 1 else None, "methods": self.methods,
+                "policy": None if len(self.methods) == 1 else self.policy}
 
-    def given_jobs(self, arrival_s, jobs: pd.DataFrame, factor):
+    @property
+    def service_s(self) -> np.ndarray:
+        """Mean service time by method on a replica while no other is busy, (methods,), seconds."""
+        return (self.work.mean + self.probing * self.costs.probe_cost_s) * self.level + self.costs.dispatch_s
+
+    @property
+    def capacity(self) -> float:
+        """The rate at which the replicas saturate, all busy: under a policy by its last method."""
+        last = self.policy[-1]
+        return float(self.k * self.costs.busy_speed(self.methods[last], self.k)[self.k] / self.service_s[last])
+
+    def given_jobs(self, arrival_s, jobs: pd.DataFrame, factor) -> Callable:
         """draw(rng, m): these arrivals, this list of jobs at their machine factors (n,), and work drawn anew."""
-        estimate = self.ratio * self.model.mean_s(jobs, self.method, factor=self.factor, probes=1)
+        mean = self.costs.mean_s(jobs, self.methods[0])
 
         def draw(rng, m):
-            work = self.model.sample_s(jobs, self.method, rng, draws=m)
-            return [np.array(one) for one in np.broadcast_arrays(arrival_s, work, factor, estimate)]
+            seed = rng.integers(2**63) if len(self.methods) > 1 else None  # the same jobs under every method
+            works = [self.costs.sample_s(jobs, method, rng if seed is None else np.random.default_rng(seed), draws=m,
+                                         within=True) for method in self.methods]
+            shape = (m, len(jobs))
+            return (np.array(np.broadcast_to(arrival_s, shape)), np.stack(works, axis=-1),
+                    np.broadcast_to(factor, shape), np.broadcast_to(mean, shape))
 
         return draw
 
-    def beforehand(self, law: MixWork, arrivals, n: int):
+    def beforehand(self, arrivals: Callable, n: int) -> Callable:
         """draw(rng, m): jobs, their work and the path of the machine's factor drawn anew; arrivals(n, rng) -> (n,)."""
 
         def draw(rng, m):
             arrival_s = np.stack([arrivals(n, rng) for _ in range(m)])
-            work, mean = law.sample(rng, (m, n))
-            estimate = self.ratio * (mean + self.model.probe_cost_s) * self.factor**self.model.gamma
-            return arrival_s, work, self.factor * self.model.factor_path(n, rng, m), estimate
+            work, mean = self.work.sample(rng, (m, n))
+            return arrival_s, work, self.costs.factor_path(arrival_s, rng), mean
 
         return draw
 
-    def complete(self, draw):
+    def finite(self, draw: Callable, runs: int, rng: np.random.Generator, slo_s=()) -> pd.DataFrame:
+        """The metrics of `runs` finite runs from empty, as of `finite_run`; draw: of `given_jobs` or `beforehand`."""
+        return finite_run(self._complete(draw), self.k, runs, rng, slo_s=slo_s, **self.options)
+
+    def _complete(self, draw: Callable) -> Callable:
         """`draw` for `finite_run`: the work at its machine factor, with the dispatcher's time and the probes."""
+        cost, relative = self.costs, self._relative_speed()
 
         def completed(rng, m):
-            arrival_s, work, factor, estimate = draw(rng, m)
-            level = self.ratio * factor**self.model.gamma * np.exp(self.work_se * rng.standard_normal((m, 1)))
-            work = with_probes(arrival_s, work * level + self.dispatch_s, self.model.probe_cost_s * level, estimate,
-                               self.k, rng, **self.options)
+            arrival_s, work, factor, mean = draw(rng, m)
+            level = self.level * factor**cost.gamma * np.exp(self.level_se * rng.standard_normal((m, 1)))
+            work, estimate = work * level[..., None], self.declared * (mean + cost.probe_cost_s)
+            work = (work + cost.dispatch_s) * relative
+            if self.probing:
+                work = with_probes(arrival_s, work, cost.probe_cost_s * level, estimate, self.k, rng, **self.options)
             return arrival_s, work, estimate
 
         return completed
 
-    def formula(self, law: MixWork, process, n: int) -> dict:
-        """Mean response and wait of M/G/k at the factor before the run, all replicas at speed[k]; {} if not valid."""
-        if not isinstance(process, Poisson) or (self.k > 1 and self.routing != "central"):
-            return {}
-        level = self.ratio * self.factor**self.model.gamma
-        rng = np.random.default_rng(0)
-        arrival_s, work, _, estimate = self.beforehand(law, process.sample, n)(rng, 50)
-        probes = with_probes(arrival_s, work * level, self.model.probe_cost_s * level, estimate, self.k, rng,
-                             **self.options) - work * level
-        mean, variance = law.moments
-        mean_s = (mean * level + probes.mean() + self.dispatch_s) / self.speed[self.k]
-        if process.rate * mean_s >= self.k:
-            return {}
-        scv = variance * (level / self.speed[self.k] / mean_s) ** 2
-        queue = formulas.mgk(process.rate, mean_s, scv, self.k)
-        return {"mean": queue.w, "wq": queue.wq}
+    def _relative_speed(self) -> np.ndarray:
+        """The first method's speed with all replicas busy over each method's: the simulator takes one for all."""
+        return np.array([self.speed[self.k] / self.costs.busy_speed(one, self.k)[self.k] for one in self.methods])
 
-
-@dataclass(frozen=True)
-class Service:
-    """Replicas that serve a mix by one method in the long run, at factor 1, without probes.
-
-    work: of the mix, seconds; the dispatcher's time `dispatch_s` is added. arrivals: as of `arrival_process`.
-    """
-
-    work: MixWork
-    method: str
-    routing: str
-    arrivals: dict
-    speed: Speed
-
-    @classmethod
-    def of(cls, model: ServiceTimeModel, speed: Speed, mix: str, method: str, routing: str = "central",
-           arrivals: dict | None = None) -> "Service":
-        """From the fitted model and the name or file of a mix; Poisson arrivals if left out."""
-        work = MixWork.of(model, JobMix.from_yaml(mix), method, np.random.default_rng(0))
-        return cls(work, method, routing, arrivals or {"name": "poisson"}, speed)
-
-    @property
-    def mean_s(self) -> float:
-        """Mean service time on a replica while no other is busy, seconds."""
-        return self.work.moments[0] + self.speed.dispatch_s
-
-    def capacity(self, k: int) -> float:
-        """The rate at which k replicas saturate, all busy."""
-        return float(k * self.speed.of(self.method, k)[k] / self.mean_s)
-
-    def steady_state(self, lam: float, k: int, *, slo_s=(), runs: int = 20, n_jobs: int = 20_000) -> pd.DataFrame:
-        """Metrics of long runs, their first tenth left out: a row a run; always the same random numbers.
+    def long_run(self, rate: float, *, slo_s=(), percentiles=(50, 95), runs: int = 20,
+                 n_jobs: int = 20_000) -> pd.DataFrame:
+        """Metrics of long runs at level 1, their first tenth left out: a row a run; always the same random numbers.
 
         Raises ValueError at or above the capacity.
         """
-        if not 0 < lam < self.capacity(k):
-            raise ValueError(f"rate = {lam:g}: {k} replicas do less than {self.capacity(k):.3f} jobs a second "
-                             f"(rho = 1) by {self.method}; lower the rate or add replicas")
-        rng, process = np.random.default_rng(0), arrival_process(lam, **self.arrivals)
+        if not 0 < rate < self.capacity:
+            raise ValueError(f"rate = {rate:g}: {self.k} replicas do less than {self.capacity:.3f} jobs a second "
+                             f"(rho = 1) by {self.methods[self.policy[-1]]}; lower the rate or add replicas")
+        rng, process = np.random.default_rng(0), arrival_process(rate, **self.arrivals)
         arrival_s = np.stack([process.sample(n_jobs, rng) for _ in range(runs)])
         work, mean = self.work.sample(rng, arrival_s.shape)
-        rows = run_jobs(*check_jobs(arrival_s, work + self.speed.dispatch_s, mean), k, routing=self.routing, rng=rng,
-                        speed=self.speed.of(self.method, k) if k > 1 else None, workers=cpu_count())
+        jobs = check_jobs(arrival_s, (work + self.costs.dispatch_s) * self._relative_speed(), mean)
+        rows = run_jobs(*jobs, self.k, rng=rng, workers=cpu_count(), **self.options)
         response, wait = ((column - arrival_s)[:, n_jobs // 10 :] for column in (rows.finish, rows.start))
-        return pd.DataFrame(reduce_runs(response, wait, slo_s, (50, 95)))
+        return pd.DataFrame(reduce_runs(response, wait, slo_s, percentiles))
 
-    def metric(self, name: str, lam: float, k: int) -> float:
-        """A metric of `steady_state`, infinite at or above the capacity: for `planning`."""
-        return float(self.steady_state(lam, k)[name].mean()) if lam < self.capacity(k) else np.inf
+    def formula(self, rate: float, n: int = 300) -> formulas.QueueMetrics | None:
+        """M/G/k, all replicas at speed[k]; None where it does not hold. For one replica exact (Pollaczek-Khinchine).
 
-    def exact(self, lam: float, k: int) -> formulas.QueueMetrics | None:
-        """The formula of Pollaczek and Khinchine, where it holds: Poisson arrivals, one replica."""
-        if k > 1 or self.arrivals["name"] != "poisson":
+        Probes enter as those that n jobs of a run from empty would have.
+        """
+        if self.arrivals["name"] != "poisson" or len(self.methods) > 1 or (self.k > 1 and self.routing != "central"):
             return None
-        return formulas.mg1(lam, self.mean_s, self.work.moments[1] / self.mean_s**2)
+        mean_s, level = float(self.work.mean[0]) * self.level + self.costs.dispatch_s, self.level
+        if self.probing:
+            mean_s += self._probes_s(rate, n)
+        mean_s /= self.speed[self.k]
+        if rate * mean_s >= self.k:
+            return None
+        return formulas.mgk(rate, mean_s, float(self.work.variance[0]) * (level / self.speed[self.k] / mean_s) ** 2,
+                            self.k)
+
+    def _probes_s(self, rate: float, n: int) -> float:
+        """Mean seconds of a job's probes, by 50 runs."""
+        rng = np.random.default_rng(0)
+        arrival_s, work, _, mean = self.beforehand(Poisson(rate).sample, n)(rng, 50)
+        probe_s = np.full(arrival_s.shape, self.costs.probe_cost_s * self.level)
+        work = work * self.level
+        with_them = with_probes(arrival_s, work, probe_s, self.declared * (mean + self.costs.probe_cost_s), self.k, rng,
+                                **self.options)
+        return float((with_them - work).mean())
+
+
+def declared_speed(cell: dict, costs: Costs) -> float:
+    """What a cell's declared work is divided by: over HTTP a wait is told, in seconds with all replicas busy."""
+    return float(costs.busy_speed(cell["method"], cell["replicas"])[-1]) if cell.get("http") else 1.0
+
+
+def estimator(costs: Costs, workload: Workload, level: float = 1.0,
+              probing: bool = False) -> Callable[[dict, str], float]:
+    """`estimate(params, method)` for the dispatcher: mean seconds of a job of these parameters at that level.
+
+    workload: of the replicas, not loaded; it says what the models make of parameters that are left open.
+    """
+    def estimate(params: dict, method: str) -> float:
+        return level * (costs.estimate(workload.resolve(params), method) + probing * costs.probe_cost_s)
+
+    return estimate

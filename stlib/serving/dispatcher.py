@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from stlib.queueing.checks import nonnegative, whole
 from stlib.queueing.job_table import OUTCOMES
 from stlib.queueing.simulation import ROUTINGS
-from stlib.serving.replica import start_ray, start_replica, stop_replica
+from stlib.serving.replica import start_ray, start_replica, stop_job, stop_replica
 from stlib.serving.workloads import make_workload
 
 ONLY = "only"  # the table's method where the workload has none, as in the simulator
@@ -48,8 +49,9 @@ class _Job(Reply):
     params: dict
     method: str | None  # None: chosen at its start
     expiry_s: float
-    declared_s: float
+    declared_s: dict[str, float]  # by the methods it may get
     ended: asyncio.Future
+    token: str = field(default_factory=lambda: uuid4().hex)  # names it to the replica
     cancelled: bool = False
 
 
@@ -71,11 +73,14 @@ class _Server:
 
     def left_s(self, now: float) -> float:
         """The declared work; an idle replica comes before a busy one that has outrun its estimates."""
-        return -1.0 if self.idle else self.running_s(now) + sum(job.declared_s for job in self.queue)
+        return -1.0 if self.idle else self.running_s(now) + sum(job.declared_s[job.method] for job in self.queue)
 
     def running_s(self, now: float) -> float:
-        """What is left of the running job's declared work; 0 once it has outrun it."""
-        return max(0.0, self.job.declared_s - (now - self.job.row["start_s"])) if self.job else 0.0
+        """What is left of the running job's declared work; 0 once it has outrun it, or is cancelled and stops."""
+        job = self.job
+        if job is None or job.cancelled:
+            return 0.0
+        return max(0.0, job.declared_s[job.row["method"]] - (now - job.row["start_s"]))
 
 
 LOADS = {  # the server with the least takes the job
@@ -166,18 +171,19 @@ class Dispatcher:
         for server in self.servers:
             server.idle_s = 0.0
 
-    def check(self, params: dict, method: str | None = None) -> float:
-        """The work that a job is estimated to be, in seconds (0 without `estimate`).
+    def check(self, params: dict, method: str | None = None) -> dict[str, float]:
+        """The seconds of work that a job is estimated to be (0 without `estimate`), by the methods it may get.
 
-        Raises ValueError for a job that would be refused under a method it may get, RuntimeError if not started.
+        Raises ValueError for a job that would be refused under one of them, RuntimeError if not started.
         """
         if not self._running:
             raise RuntimeError("the dispatcher is not started: call start(), or use it in a with statement")
-        chosen = [self.methods[column] for column in set(self.policy)] or [self.method or ONLY]
-        for name in [method] if method else chosen:
+        chosen = [method] if method else [self.methods[column] for column in set(self.policy)] or [self.method or ONLY]
+        for name in chosen:
             self.workload.validate(params | self._options(name))
-        declared = self.estimate(params, name) if self.estimate else 0.0
-        nonnegative(estimate=declared)
+        declared = {name: self.estimate(params, name) if self.estimate else 0.0 for name in chosen}
+        for seconds in declared.values():
+            nonnegative(estimate=seconds)
         return declared
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
@@ -185,14 +191,15 @@ class Dispatcher:
         """Have a job done, in the running event loop; returns when it has its outcome.
 
         method: in place of the dispatcher's. deadline_s: if it has not started so many seconds after now it leaves,
-        timed out. job_id, scheduled_s: noted in its row. If the awaiting task is cancelled a waiting job leaves; one
-        that runs goes on to its end, and then counts as cancelled.
+        timed out. job_id, scheduled_s: noted in its row. If the awaiting task is cancelled a waiting job leaves, and
+        one that runs stops at its next token or step.
         Raises ValueError for a job that is refused, which does not count as offered; RuntimeError if not started.
         """
         nonnegative(deadline_s=0.0 if deadline_s in (None, math.inf) else deadline_s)
         row = {"job_id": self.offered if job_id is None else job_id, "workload": self.name, "attempt": 1,
                "scheduled_s": math.nan if scheduled_s is None else scheduled_s, **UNSTARTED}
-        job = _Job(row, params=params, method=method or self.method, declared_s=self.check(params, method),
+        declared = self.check(params, method)
+        job = _Job(row, params=params, declared_s=declared, method=None if len(declared) > 1 else next(iter(declared)),
                    expiry_s=math.inf if deadline_s is None else deadline_s,
                    ended=asyncio.get_running_loop().create_future())
         self._arrive(job)
@@ -204,6 +211,9 @@ class Dispatcher:
             job.cancelled = True
             if any(job in queue for queue in self.queues):
                 self._end(job, "cancelled")
+            for server in self.servers:
+                if server.job is job and server.handle:
+                    stop_job(server.handle, job.token)
             raise
 
     async def drain(self) -> None:
@@ -222,23 +232,32 @@ class Dispatcher:
                 "job_seconds": self._job_seconds, "elapsed_s": elapsed}
 
     def expected_wait_s(self) -> float:
-        """Seconds until a job that came now would start, by the estimates of those ahead; NaN without any."""
+        """Seconds until a job that came now would start, by the estimates of those ahead; NaN without any.
+
+        Under a policy the work of a job that waits is that of the method it will get if none comes after this one.
+        """
         now = self._now()
-        up = [server for server in self.servers if server.handle]
-        if self.estimate is None or not up:
+        return self._wait_at(self._candidates(now)[0], now)
+
+    def _wait_at(self, server: _Server, now: float) -> float:
+        """The same for a job that joins this server's queue."""
+        if self.estimate is None or server.handle is None:
             return math.nan
-        if self.routing != "central":
-            return max(0.0, self._candidates(now)[0].left_s(now))
-        free = sorted(server.running_s(now) for server in up)
-        for job in self.queues[0]:
-            heapq.heapreplace(free, free[0] + job.declared_s)
+        up = [other for other in self.servers if other.queue is server.queue and other.handle]
+        free, behind = sorted(other.running_s(now) for other in up), len(server.queue)
+        for i, job in enumerate(server.queue):  # when it starts, those behind it, the new one and the other replicas'
+            method = self._method_of(job, behind - i + len(up))
+            heapq.heapreplace(free, free[0] + job.declared_s[method])
         return free[0]
+
+    def _method_of(self, job: _Job, outstanding: int) -> str:
+        return job.method or self.methods[self.policy[min(outstanding, len(self.policy) - 1)]]
 
     def _arrive(self, job: _Job) -> None:
         now = job.row["arrival_s"] = self._now()
-        if self.estimate:
-            job.products["expected_wait_s"] = self.expected_wait_s()
         server = self._choose(now)
+        if self.estimate:
+            job.products["expected_wait_s"] = self._wait_at(server, now)
         self.offered += 1
         if not server.idle and self._waiting() >= self.max_waiting:
             return self._end(job, "rejected")
@@ -275,9 +294,8 @@ class Dispatcher:
     def _begin(self, server: _Server) -> None:
         outstanding = len(server.queue) + sum(s.job is not None for s in self.servers if s.queue is server.queue)
         job = server.job = server.queue.popleft()
-        policy = self.policy and self.methods[self.policy[min(outstanding, len(self.policy) - 1)]]
         job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
-                    "method": job.method or policy or ONLY}
+                    "method": self._method_of(job, outstanding)}
         job.products["busy_start"] = self._busy()
         if server.task is None or server.task.done():
             server.task = asyncio.get_running_loop().create_task(self._serve(server))
@@ -289,11 +307,11 @@ class Dispatcher:
         while job := server.job:
             method = None if job.row["method"] == ONLY else job.row["method"]
             try:
-                done = await server.handle.run.remote(job.params, method, self.probe)
+                done = await server.handle.run.remote(job.params, method, self.probe, job.token)
             except RayActorError as death:
                 await self._replace(server, death)
             except Exception as error:
-                self._depart(server, "failed", error=_text(error))
+                self._depart(server, "failed", error=error_text(error))
             else:
                 self._depart(server, "completed", *done)
 
@@ -310,7 +328,7 @@ class Dispatcher:
         self._now()
         job, server.handle = server.job, None
         if job.cancelled or job.row["attempt"] > 1:
-            self._depart(server, "failed", error=f"its replica died: {_text(death)}")
+            self._depart(server, "failed", error=f"its replica died: {error_text(death)}")
         else:
             job.row |= UNSTARTED | {"attempt": 2}
             server.job, job.expiry_s = None, math.inf  # it had started in time
@@ -324,7 +342,7 @@ class Dispatcher:
                 server.handle = handle
                 self._own.append(handle)
         except Exception as error:
-            server.lost = f"replica {server.number} died and could not be replaced: {_text(error)}"
+            server.lost = f"replica {server.number} died and could not be replaced: {error_text(error)}"
         server.idle_s = self._now()
         self._feed()
 
@@ -373,7 +391,7 @@ def _check_slots(replicas: int) -> None:
                          "or a larger cluster")
 
 
-def _text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """One line; of an error in the replica its cause, without Ray's traceback."""
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"

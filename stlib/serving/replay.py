@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from stlib.queueing.checks import check_jobs
 from stlib.queueing.job_table import job_table
-from stlib.serving.dispatcher import Dispatcher
+from stlib.serving.dispatcher import UNSTARTED, Dispatcher, Reply, error_text
 
 LAG_S, LAG_SHARE = 0.005, 0.01  # the generator keeps up if 99 % of its lags are below the larger
 
@@ -24,10 +24,11 @@ def replay(jobs: pd.DataFrame, arrival_s, target: Dispatcher, *, method: str | N
     `method`, which wins over the argument `method`, which wins over the dispatcher's. arrival_s: seconds from the
     run's start, in order, one a job; further ones are not used. deadline_s: scalar or one a job, as in `simulate`.
 
-    Both tables are in order of job_id. Products: `lag_s`, how late the job was sent, `error`, and what the replica
-    reported. The job table's `attrs["generator_limited"]` is True, with a warning, if the 99th percentile of the lags
-    is above 5 ms and above 1 % of the mean interarrival time. Ctrl-C cancels what waits and lets the running jobs end.
-    Raises ValueError for bad input before any job runs.
+    Both tables are in order of job_id; a job that got no answer is a row too, failed. Products: `lag_s`, how late the
+    job was sent, `error`, and what the replica reported. The job table's `attrs["generator_limited"]` is True, with a
+    warning, if the 99th percentile of the lags is above 5 ms and above 1 % of the mean interarrival time. Ctrl-C
+    cancels all jobs.
+    Raises ValueError for bad input, RuntimeError for a target that is not there, before any job runs.
     """
     arrival, deadline = _checked_times(arrival_s, deadline_s, jobs)
     requests = [_request(job, method, target) | {"scheduled_s": at, "deadline_s": limit}
@@ -53,10 +54,15 @@ async def _send_all(requests: list[dict], target: Dispatcher, answers: list) -> 
 
 async def _send(request: dict, target: Dispatcher, answers: list) -> None:
     lag = time.monotonic() - target.zero_s - request["scheduled_s"]
-    reply = await target.submit(**request)
+    try:
+        reply = await target.submit(**request)
+    except Exception as error:  # whatever it is: one job's trouble must not lose the others' rows
+        row = {name: request[name] for name in ("job_id", "scheduled_s")} | UNSTARTED
+        reply = Reply(row | {"workload": target.name, "arrival_s": np.nan, "attempt": 1, "outcome": "failed"},
+                      error=error_text(error))
     if reply.row["outcome"] in ("completed", "failed"):
         reply.row["reply_s"] = time.monotonic() - target.zero_s
-    answers.append((reply.row, {"job_id": request["job_id"], "lag_s": lag, "error": reply.error} | reply.products))
+    answers.append((reply.row, reply.products | {"job_id": request["job_id"], "lag_s": lag, "error": reply.error}))
 
 
 def _run_in_thread(sending, answers: list, bar: tqdm) -> None:

@@ -4,15 +4,19 @@
 """
 
 import os
+import secrets
 import socket
+import tempfile
 import time
 
-from stlib.serving.workloads import Workload, make_workload
+from stlib.serving.workloads import Cancelled, Workload, make_workload
 
 CONNECT_S = 5.0
 LOAD_S = 300.0
 IDLE_S = 0.1  # after a longer pause the last probe no longer tells the machine's speed
 OBJECT_STORE_BYTES = 128 * 2**20
+CONTROL = "control"  # the calls that a replica answers while it does a job
+LONGEST = 36  # bytes: a socket's path has at most 103 or 107, of which Ray's own part takes 64
 
 
 class Replica:
@@ -31,27 +35,36 @@ class Replica:
         self.workload: Workload = make_workload(workload, **(options or {}))
         self.workload.load()
         self.load_s = time.monotonic() - began
-        self._probe_s, self._probed_at = float("nan"), float("-inf")
+        self._probe_s, self._probed_at, self._stopped = float("nan"), float("-inf"), None
 
     def about(self) -> dict:
         """Process id, threads and the seconds that loading took; answers as soon as the replica can work."""
         return {"pid": os.getpid(), "threads": self.threads, "load_s": self.load_s}
 
-    def run(self, params: dict, method: str | None = None, probe: bool = True) -> tuple:
+    def stop(self, token: str) -> None:
+        """End the job of that token at its next token or step, also if it has not begun; called beside `run`."""
+        self._stopped = token
+
+    def run(self, params: dict, method: str | None = None, probe: bool = True, token: str | None = None) -> tuple:
         """Do one job; returns its payload and its products.
 
         To the workload's products are added `run_s`, the run alone, and `service_s`, run and probes; with `probe`
         also `probe_before_s`, `probe_after_s`, their mean `probe_s`, how many `probes` were run (1 or 2) and
         `probe_cost_s`, what they took in all.
         The probe after the last job is the one before this, unless the replica has idled since. An error of the
-        workload is raised here and leaves the replica able to work.
+        workload is raised here and leaves the replica able to work; so is Cancelled, once `stop(token)` was called.
         """
+        def go_on(*_) -> None:
+            if token is not None and self._stopped == token:
+                raise Cancelled
+
+        go_on()
         began = time.monotonic()
         idled = began - self._probed_at > IDLE_S
         if probe and idled:
             self._probe()
         before, started = self._probe_s, time.monotonic()
-        payload, products = self.workload.run(params | self._options(method))
+        payload, products = self.workload.run(params | self._options(method), go_on)
         ended = time.monotonic()
         products = products | {"run_s": ended - started}
         if probe:
@@ -100,22 +113,35 @@ def start_ray() -> None:
             _start_locally()
     except Exception as error:  # Ray raises bare ones
         remedy = f"is a cluster running at RAY_ADDRESS={address}? unset RAY_ADDRESS to start Ray on this machine" \
-            if address else "is the machine very busy, the temporary folder full, or listening not allowed?"
+            if address else ("is the machine very busy, listening not allowed, or the temporary folder full or not "
+                             "yours? RAY_TMPDIR names another")
         raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}): {remedy}") from error
 
 
 def _start_locally(attempts: int = 2) -> None:
-    """A first start from cold files can outlast Ray's own limits, so it is tried again."""
+    """A first start from cold files can outlast Ray's own limits, so it is tried again.
+
+    Without an address, rather than "local", Ray would join a cluster that `ray start` left on the machine.
+    """
     import ray
 
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would write its token
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     try:
-        ray.init(include_dashboard=False, logging_level="CRITICAL", log_to_driver=False, _node_ip_address="127.0.0.1",
-                 object_store_memory=OBJECT_STORE_BYTES, _system_config={"worker_niceness": 0})
+        ray.init("local", include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
+                 _node_ip_address="127.0.0.1", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=_ray_folder(),
+                 _system_config={"worker_niceness": 0})
     except Exception:
         ray.shutdown()
         if attempts == 1:
             raise
         _start_locally(attempts - 1)
+
+
+def _ray_folder() -> str:
+    """Where Ray keeps its sockets and logs: the temporary folder's, or /tmp's where that is too long for a socket."""
+    folder = os.path.abspath(os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray"))
+    return folder if len(os.fsencode(folder)) <= LONGEST else "/tmp/ray"
 
 
 def start_replica(workload: str, *, threads: int = 1, options: dict | None = None, menu: dict | None = None,
@@ -128,9 +154,11 @@ def start_replica(workload: str, *, threads: int = 1, options: dict | None = Non
     start_ray()
     import ray
 
-    actor = ray.remote(Replica).options(num_cpus=1, num_gpus=gpus,
-                                        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}})
-    handle = actor.remote(workload, options, threads, menu)
+    env = {"OMP_NUM_THREADS": str(threads)}
+    if gpus == 0:
+        env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves visible what was not asked for
+    actor = ray.remote(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": env}, concurrency_groups={CONTROL: 1})
+    handle = actor(Replica).remote(workload, options, threads, menu)
     try:
         ray.get(handle.about.remote(), timeout=LOAD_S)
     except ray.exceptions.GetTimeoutError:
@@ -139,6 +167,11 @@ def start_replica(workload: str, *, threads: int = 1, options: dict | None = Non
     except ray.exceptions.RayActorError as error:
         raise RuntimeError(f"the replica did not come up: {error}") from error
     return handle
+
+
+def stop_job(handle, token: str) -> None:
+    """Have a replica end the job of that token, if it is doing it or will; returns at once."""
+    handle.stop.options(concurrency_group=CONTROL).remote(token)
 
 
 def stop_replica(handle) -> None:

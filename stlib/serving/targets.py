@@ -6,27 +6,29 @@ import time
 import httpx
 import numpy as np
 
-from stlib.queueing.job_table import OUTCOMES
-from stlib.serving.dispatcher import Reply
+from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
+from stlib.serving.dispatcher import Reply, error_text
 from stlib.serving.workloads import make_workload
 
 TIMES = ("arrival_s", "start_s", "finish_s")
 COUNTED = ("offered", *OUTCOMES, "job_seconds", "elapsed_s")
 ROUTES = ("/stories", "/v1/images/generations")
+KEPT_S = 2.0  # a server closes a connection that idles for 5 s: one closed while it is used again loses a job
 
 
 class HttpTarget:
     """The service at `url`, one of whose ROUTES takes the jobs; the Images call draws a job's first caption only.
 
     Its times, on its own clock, are brought to the run's by when GET /queue is answered: right to half a round trip.
+    timeout_s: a job without an answer for so long has none.
     """
 
     name = "story"
 
-    def __init__(self, url: str, route: str = "/stories", token: str | None = None):
+    def __init__(self, url: str, route: str = "/stories", token: str | None = None, timeout_s: float = 3600.0):
         if route not in ROUTES:
             raise ValueError(f"route {route!r} is unknown: use one of {', '.join(ROUTES)}")
-        self.url, self.route = url, route
+        self.url, self.route, self.timeout_s = url, route, timeout_s
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.workload, self._client, self._before = make_workload(self.name), None, {}
         self._reader = httpx.Client(base_url=url, headers=self.headers, timeout=10)
@@ -39,26 +41,23 @@ class HttpTarget:
 
     def reset(self) -> None:
         """Begin a run: time zero is now. Raises RuntimeError if the service is away, or jobs are in its system."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=None, limits=limits)
-        try:
-            trip_s, asked, state = min((self._asked() for _ in range(5)), key=lambda one: one[0])
-        except httpx.TransportError as error:
-            raise RuntimeError(f"no service at {self.url} ({error}): start one with python -m stlib serve") from error
+        trip_s, asked, state = min((self._asked() for _ in range(5)), key=lambda one: one[0])
         if state["in_system"]:
-            raise RuntimeError(f"{state['in_system']} jobs are in the service's system: wait for them before a new run")
+            raise RuntimeError(f"{state['in_system']:.0f} jobs are in the service's system: wait for them first")
+        limits = httpx.Limits(keepalive_expiry=KEPT_S, max_connections=None, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=self.timeout_s, limits=limits)
         self._before, self.zero_s = self._state(), time.monotonic()
         self._ahead_s = state["elapsed_s"] + self.zero_s - (asked + trip_s / 2)  # of the service's clock
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
                      job_id: int, scheduled_s: float) -> Reply:
-        """Send a job; returns when it is answered, an error too."""
+        """Send a job; returns when it is answered, an error too. Raises for an answer that is none, of any kind."""
         answer = await self._client.post(self.route, json=self._body(params, method, deadline_s))
         if "X-Job" not in answer.headers:
-            raise RuntimeError(f"job {job_id}: {answer.status_code}, {answer.text}")
-        row, products = ({name: np.nan if value is None else value for name, value in json.loads(text).items()}
-                         for text in (answer.headers["X-Job"], answer.headers["X-Products"]))
+            raise RuntimeError(f"{answer.status_code}, {answer.text[:200]}")
+        row = _row(json.loads(answer.headers["X-Job"]))
         row |= {name: row[name] - self._ahead_s for name in TIMES} | {"job_id": job_id, "scheduled_s": scheduled_s}
+        products = {name: _number(value) for name, value in json.loads(answer.headers["X-Products"]).items()}
         return Reply(row, None, products, None if answer.is_success else answer.json()["error"]["message"])
 
     async def drain(self) -> None:
@@ -73,7 +72,12 @@ class HttpTarget:
         return state | {name: state[name] - self._before.get(name, 0) for name in COUNTED}
 
     def _state(self) -> dict:
-        return self._reader.get("/queue").raise_for_status().json()
+        try:
+            state = self._reader.get("/queue").raise_for_status().json()
+            return state | {name: float(state[name]) for name in (*COUNTED, "in_system")}
+        except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
+            raise RuntimeError(f"no service at {self.url} ({error_text(error)}): start one with python -m stlib serve"
+                               ) from error
 
     def _asked(self) -> tuple[float, float, dict]:
         """Seconds that asking for the state took, when it was asked, and the state."""
@@ -89,3 +93,16 @@ class HttpTarget:
         body |= {name: params[own] for own, name in renamed.items() if own in params}
         size = params.get("image_size", "auto")
         return body if size == "auto" else body | {"size": f"{size}x{size}"}
+
+
+def _row(told: dict) -> dict:
+    """A row of the job table, as the service tells it; raises for what is none."""
+    row = {name: told[name] if dtype == "category" else np.dtype(dtype).type(_number(told[name]))
+           for name, dtype in JOB_COLUMNS.items()}
+    if row["outcome"] not in OUTCOMES or not isinstance(row["method"], str | None):
+        raise ValueError(f"outcome {row['outcome']!r}, method {row['method']!r}: no row of a job table")
+    return row
+
+
+def _number(value):
+    return np.nan if value is None else value

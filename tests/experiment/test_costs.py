@@ -1,10 +1,12 @@
-"""The service-time model on rows whose law is known, and what it refuses."""
+"""The service-time costs on rows whose law is known, and what it refuses."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from stlib.experiment import ServiceTimeModel
+from stlib.experiment import Costs
 from stlib.experiment.design import full_factorial
 from stlib.experiment.machine import fit_level, lag_correlation, smoothed
 
@@ -35,8 +37,8 @@ def simulated_rows(rng, repeats=3, cv=CV):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return ServiceTimeModel.fit(simulated_rows(np.random.default_rng(3)))
+def costs():
+    return Costs.fit(simulated_rows(np.random.default_rng(3)))
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +49,24 @@ def jobs():
 
 
 @pytest.mark.parametrize("method", LEVELS["method"])
-def test_means_of_unseen_combinations_are_found(model, jobs, method):
-    level = model.probe_s / 0.08  # the model is stated at the experiment's mean factor
+def test_means_of_unseen_combinations_are_found(costs, jobs, method):
+    level = costs.probe_s / 0.08  # the costs is stated at the experiment's mean factor
     truth = true_mean_s(jobs, method) * level**GAMMA
-    assert np.abs(model.mean_s(jobs, method) / truth - 1).max() < 0.04
-    moments = model.moments(jobs, method)
+    assert np.abs(costs.mean_s(jobs, method) / truth - 1).max() < 0.04
+    moments = costs.moments(jobs, method)
     assert abs(moments.mean_s - truth.mean()) < 4 * moments.mean_se_s
     assert moments.mean_se_s < 0.01 * moments.mean_s
 
 
-def test_the_machine_and_the_residual_are_found(model):
-    assert abs(model.gamma - GAMMA) < 4 * model.gamma_se
-    assert model.residual_cv == pytest.approx(CV, rel=0.1)
-    assert abs(model.residual_lag1) < 4 / np.sqrt(model.n_rows)
-    assert model.phi == pytest.approx(PHI, abs=0.1)
-    path = model.factor_path(300, np.random.default_rng(0), draws=2000)
-    assert path.shape == (2000, 300) and model.factor_path(5, np.random.default_rng(0)).shape == (5,)
-    assert np.std(np.log(path)) == pytest.approx(model.level.sd, rel=0.03)
+def test_the_machine_and_the_residual_are_found(costs):
+    assert abs(costs.gamma - GAMMA) < 4 * costs.gamma_se
+    assert costs.residual_cv == pytest.approx(CV, rel=0.1)
+    assert abs(costs.residual_lag1) < 4 / np.sqrt(costs.n_rows)
+    assert np.exp(-1 / costs.level.tau_s) == pytest.approx(PHI, abs=0.1)  # the rows are a second apart
+    at_s = np.arange(300) * 1.0
+    path = costs.factor_path(np.tile(at_s, (2000, 1)), np.random.default_rng(0))
+    assert path.shape == (2000, 300) and costs.factor_path(at_s[:5], np.random.default_rng(0)).shape == (5,)
+    assert np.std(np.log(path)) == pytest.approx(costs.level.sd, rel=0.03)
     assert np.log(path).mean() == pytest.approx(0, abs=4 * np.log(path).mean(axis=1).std() / np.sqrt(2000))
 
 
@@ -71,12 +74,12 @@ def test_noise_of_the_probe_does_not_bias_its_exponent():
     rng = np.random.default_rng(6)
     rows = simulated_rows(rng)
     seen = rows["probe_s"] * np.exp(0.07 * rng.standard_normal(len(rows)))
-    model = ServiceTimeModel.fit(rows.assign(probe_s=seen))
-    assert abs(model.gamma - GAMMA) < 4 * model.gamma_se
-    assert model.level.noise == pytest.approx(0.07, rel=0.15)
-    assert model.level.sd == pytest.approx(0.1, rel=0.25)
-    assert model.level.tau_s == pytest.approx(-1 / np.log(PHI), rel=0.4)
-    level, truth = np.log(model.factor(seen, rows["at_s"])), np.log(rows["probe_s"])
+    costs = Costs.fit(rows.assign(probe_s=seen))
+    assert abs(costs.gamma - GAMMA) < 4 * costs.gamma_se
+    assert costs.level.noise == pytest.approx(0.07, rel=0.15)
+    assert costs.level.sd == pytest.approx(0.1, rel=0.25)
+    assert costs.level.tau_s == pytest.approx(-1 / np.log(PHI), rel=0.4)
+    level, truth = np.log(costs.factor(seen, rows["at_s"])), np.log(rows["probe_s"])
     assert np.std(level - truth) < 0.8 * 0.07  # nearer the truth than the probe is
 
 
@@ -88,37 +91,38 @@ def test_a_long_sequence_is_smoothed_in_parts():
     assert np.std(found - level) < 0.02
 
 
-def test_coefficients_cover_the_truth(model):
-    level = (model.probe_s / 0.08) ** GAMMA
-    table = model.coefficients().set_index("term")
+def test_coefficients_cover_the_truth(costs):
+    level = (costs.probe_s / 0.08) ** GAMMA
+    table = costs.coefficients().set_index("term")
     truth = {"tokens": 0.05, "llm": 0.1, "job[sequential]": 0.1, "steps[parallel]": 0.01,
              "panel step pixels[sequential]": 0.02, "panel step pixels[parallel]": 0.01}
     z = [(table.loc[term, "seconds"] - seconds * level) / table.loc[term, "se"] for term, seconds in truth.items()]
     assert np.abs(z).max() < 4
 
 
-def test_samples_agree_with_the_moments(model, jobs):
-    draws = model.sample_s(jobs, "parallel", np.random.default_rng(1), draws=4000)
-    moments = model.moments(jobs, "parallel")
+def test_samples_agree_with_the_moments(costs, jobs):
+    draws = costs.sample_s(jobs, "parallel", np.random.default_rng(1), draws=4000)
+    moments = costs.moments(jobs, "parallel")
     assert draws.shape == (4000, len(jobs))
     assert draws.mean() == pytest.approx(moments.mean_s, rel=0.002)
     assert draws.var() / draws.mean() ** 2 == pytest.approx(moments.scv, rel=0.01)
     assert np.mean(draws**3) == pytest.approx(moments.third, rel=0.01)
-    assert model.sample_s(jobs, "parallel", np.random.default_rng(1)).shape == (len(jobs),)
+    assert costs.sample_s(jobs, "parallel", np.random.default_rng(1)).shape == (len(jobs),)
 
 
-def test_factor_and_probes_enter(model, jobs):
-    base = model.mean_s(jobs, "sequential")
-    slow = model.mean_s(jobs, "sequential", factor=np.full(len(jobs), 1.5), probes=1.0)
-    assert np.allclose(slow, (base + 0.17) * 1.5**model.gamma)
-    assert model.factor(2 * model.probe_s) == pytest.approx(2)
+def test_the_factor_enters(costs, jobs):
+    base = costs.mean_s(jobs, "sequential")
+    slow = costs.mean_s(jobs, "sequential", factor=np.full(len(jobs), 1.5))
+    assert np.allclose(slow, base * 1.5**costs.gamma) and costs.probe_cost_s == pytest.approx(0.17)
+    assert costs.factor(2.2 * costs.probe_s, reference_s=1.1 * costs.probe_s) == pytest.approx(2)
+    assert costs.factor(2 * costs.probe_s) == pytest.approx(2)
 
 
-def test_prediction_intervals_cover_new_runs(model):
+def test_prediction_intervals_cover_new_runs(costs):
     fresh = simulated_rows(np.random.default_rng(8), repeats=1)
     inside = 0
     for method, part in fresh.groupby("method"):
-        low, high = model.prediction_interval(part, method, factor=model.factor(part["probe_s"], part["at_s"]))
+        low, high = costs.prediction_interval(part, method, factor=costs.factor(part["probe_s"], part["at_s"]))
         inside += int(((part["run_s"] >= low) & (part["run_s"] <= high)).sum())
     share, error = inside / len(fresh), np.sqrt(0.95 * 0.05 / len(fresh))
     assert abs(share - 0.95) < 4 * error
@@ -127,7 +131,7 @@ def test_prediction_intervals_cover_new_runs(model):
 def test_terms_that_do_not_vary_are_left_out_and_not_extrapolated(jobs):
     rows = simulated_rows(np.random.default_rng(5))
     rows = rows[(rows["image_size"] == 128) & (rows["guidance_scale"] > 1)]
-    narrow = ServiceTimeModel.fit(rows)
+    narrow = Costs.fit(rows)
     assert not any("pixels" in term for term in narrow.terms)
     assert narrow.mean_s(jobs[(jobs["image_size"] == 128) & (jobs["guidance_scale"] > 1)], "parallel").min() > 0
     with pytest.raises(ValueError, match="image_size = 96"):
@@ -136,7 +140,7 @@ def test_terms_that_do_not_vary_are_left_out_and_not_extrapolated(jobs):
 
 def test_without_probes_the_machine_stays_in_the_residual():
     rows = simulated_rows(np.random.default_rng(3))
-    blind = ServiceTimeModel.fit(rows.assign(probe_s=1.0))
+    blind = Costs.fit(rows.assign(probe_s=1.0))
     assert blind.residual_cv > 1.4 * CV
     assert blind.residual_lag1 > 0.3
     assert lag_correlation(rows["probe_s"], rows["at_s"]) > 0.6
@@ -144,35 +148,99 @@ def test_without_probes_the_machine_stays_in_the_residual():
 
 def test_natural_jobs_draw_their_tokens(jobs):
     tokens = pd.DataFrame({"n_panels": 3, "llm_tokens": 16, "tokens_run": [8, 8, 10, 14]})
-    model = ServiceTimeModel.fit(simulated_rows(np.random.default_rng(4)), tokens)
+    costs = Costs.fit(simulated_rows(np.random.default_rng(4)), tokens)
     natural = jobs[(jobs["n_panels"] == 3) & (jobs["llm_tokens"] == 16) & (jobs["prompt"] != "")]
     natural = natural.assign(exact_tokens=False)
     as_ten = natural.assign(exact_tokens=True, llm_tokens=10)
-    assert np.allclose(model.mean_s(natural, "parallel"), model.mean_s(as_ten, "parallel"))  # 10 is the law's mean
-    assert model.moments(natural, "parallel").scv > model.moments(as_ten, "parallel").scv
-    draws = model.sample_s(natural, "parallel", np.random.default_rng(0), draws=20_000)
-    moments = model.moments(natural, "parallel")
+    assert np.allclose(costs.mean_s(natural, "parallel"), costs.mean_s(as_ten, "parallel"))  # 10 is the law's mean
+    assert costs.moments(natural, "parallel").scv > costs.moments(as_ten, "parallel").scv
+    draws = costs.sample_s(natural, "parallel", np.random.default_rng(0), draws=20_000)
+    moments = costs.moments(natural, "parallel")
     assert draws.var() / draws.mean() ** 2 == pytest.approx(moments.scv, rel=0.03)
     with pytest.raises(ValueError, match="known: 3, 16"):
-        model.mean_s(natural.assign(n_panels=4), "parallel")
+        costs.mean_s(natural.assign(n_panels=4), "parallel")
 
 
-def test_json_keeps_the_model(model, jobs, tmp_path):
-    again = ServiceTimeModel.from_json(model.to_json(tmp_path / "model.json"))
-    one, other = (m.sample_s(jobs, "parallel", np.random.default_rng(2), draws=3) for m in (model, again))
+def test_json_keeps_the_model(costs, jobs, tmp_path):
+    again = Costs.from_json(costs.to_json(tmp_path / "costs.json"))
+    one, other = (m.sample_s(jobs, "parallel", np.random.default_rng(2), draws=3) for m in (costs, again))
     assert np.array_equal(one, other)
-    assert again.moments(jobs, "sequential") == model.moments(jobs, "sequential")
+    assert again.moments(jobs, "sequential") == costs.moments(jobs, "sequential")
 
 
-def test_what_it_refuses(model, jobs):
+def test_what_it_refuses(costs, jobs):
     rows = simulated_rows(np.random.default_rng(3), repeats=1)
     with pytest.raises(ValueError, match="5 rows for"):
-        ServiceTimeModel.fit(rows[:5])
+        Costs.fit(rows[:5])
     with pytest.raises(ValueError, match="NaN"):
-        ServiceTimeModel.fit(rows.assign(run_s=np.nan))
+        Costs.fit(rows.assign(run_s=np.nan))
     with pytest.raises(ValueError, match="threads"):
-        ServiceTimeModel.fit(rows.assign(threads=[1, 2] * (len(rows) // 2)))
+        Costs.fit(rows.assign(threads=[1, 2] * (len(rows) // 2)))
     with pytest.raises(ValueError, match="natural"):
-        ServiceTimeModel.fit(rows.assign(exact_tokens=False))
+        Costs.fit(rows.assign(exact_tokens=False))
     with pytest.raises(ValueError, match="no method 'joint'"):
-        model.mean_s(jobs, "joint")
+        costs.mean_s(jobs, "joint")
+
+
+def test_an_estimate_is_the_mean_of_the_job_and_goes_beyond_the_fitted_range(costs, jobs):
+    means = costs.mean_s(jobs, "parallel")
+    assert np.allclose([costs.estimate(job, "parallel") for job in jobs.to_dict("records")], means)
+    job = jobs.iloc[0].to_dict()
+    with pytest.raises(ValueError, match="image_size = 512"):
+        costs.mean_s(jobs.assign(image_size=512), "parallel")
+    assert costs.estimate(job | {"image_size": 512}, "parallel") > 4 * costs.estimate(job, "parallel")
+    with pytest.raises(ValueError, match="no method 'joint'"):
+        costs.estimate(job, "joint")
+
+
+def test_natural_jobs_beyond_the_measured_counts_are_estimated_by_the_nearest(jobs):
+    tokens = pd.DataFrame({"n_panels": [3, 3, 3, 3, 1, 1], "llm_tokens": 16, "tokens_run": [8, 8, 10, 14, 3, 4]})
+    costs = Costs.fit(simulated_rows(np.random.default_rng(4)), tokens)
+    job = jobs[jobs["prompt"] != ""].iloc[0].to_dict() | {"exact_tokens": False, "n_panels": 4, "llm_tokens": 20}
+    assert costs.estimate(job, "parallel") == pytest.approx(
+        costs.estimate(job | {"exact_tokens": True, "llm_tokens": 10}, "parallel"))
+
+
+def test_the_residual_of_one_process_lacks_the_variance_between_them():
+    rng = np.random.default_rng(11)
+    rows = simulated_rows(rng).reset_index(drop=True)
+    process = np.arange(len(rows)) // 24
+    rows = rows.assign(process=process, run_s=rows["run_s"] * np.exp(0.05 * rng.standard_normal(40)[process % 40]))
+    costs = Costs.fit(rows)
+    assert costs.process_sd == pytest.approx(0.05, rel=0.5)
+    within = replace(costs, residual=costs.residual_within)
+    assert within.residual_cv**2 == pytest.approx(costs.residual_cv**2 - costs.process_sd**2, rel=0.01)
+
+
+def test_a_term_is_added_by_rows_that_vary_it(costs):
+    rng = np.random.default_rng(12)
+    rows = simulated_rows(rng, repeats=1).query("prompt != ''").head(60)
+    tokens = rng.choice([10, 80, 200], len(rows))
+    longer = rows["run_s"] + 0.004 * np.maximum(tokens - 16, 0)
+    more = costs.with_term("long prompt", rows.assign(prompt_tokens=tokens, run_s=longer))
+    cost, se = more.coefficients().set_index("term").loc["long prompt", ["seconds", "se"]]
+    assert abs(cost - 0.004) < 4 * se < 0.002
+    job = rows.iloc[0].to_dict()
+    assert more.estimate(job, "parallel") == costs.estimate(job, "parallel")
+    assert more.estimate(job | {"prompt_tokens": 116}, "parallel") - costs.estimate(job, "parallel") \
+        == pytest.approx(100 * cost)
+    with pytest.raises(ValueError, match="10 rows that vary it"):
+        costs.with_term("long prompt", rows.assign(prompt_tokens=9))
+
+
+def test_other_files_are_no_costs(tmp_path):
+    for text in ("", "{}", "[1]", '{"speed": {}}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=r"other.json holds no costs of this version"):
+            Costs.from_json(tmp_path / "other.json")
+
+
+def test_beyond_the_replicas_measured_the_last_speed_holds(costs):
+    table = pd.DataFrame({"method": "parallel", "busy": [1, 2], "speed": [1, 0.8], "se": [0, 0.01],
+                          "probe_ratio": [1, 1.5]})
+    known = costs.with_speed(table, dispatch_s=0.004)
+    assert np.allclose(known.busy_speed("parallel", 4), [1, 1, 0.8, 0.8, 0.8])
+    assert all(np.allclose(known.busy_speed(method, 1), [1, 1]) for method in ("parallel", "sequential"))
+    assert known.busy_speed_se("parallel", 3) == 0.01 and known.busy_speed_se("sequential", 1) == 0
+    with pytest.raises(ValueError, match="'sequential'"):
+        known.busy_speed("sequential", 2)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import ray
 
-from stlib.experiment.machine import Speed
+from stlib.experiment.machine import contention
 from stlib.experiment.measure import measure_contention, measure_dispatch, run_on, side_by_side
 from stlib.serving.replica import start_replica
 
@@ -25,27 +25,15 @@ def rows(slowdown, blocks=12, per_block=3, noise=0.05, seed=0):
 
 
 def test_speed_is_the_ratio_of_the_same_jobs():
-    speed = Speed.fit(rows(1.25, noise=0), dispatch_s=0.004)
-    assert np.allclose(speed.of("nap", 2), [1, 1, 0.8]) and np.allclose(speed.probe_ratios("nap", 2), [1, 1, 1.5])
-    assert np.allclose(speed.interval["nap"], [[1, 1], [0.8, 0.8]]) and speed.dispatch_s == 0.004
+    table = contention(rows(1.25, noise=0))
+    assert np.allclose(table["speed"], [1, 0.8]) and np.allclose(table["probe_ratio"], [1, 1.5])
+    assert np.allclose(table[["low", "high"]], [[1, 1], [0.8, 0.8]]) and list(table["blocks"]) == [12, 12]
 
 
 def test_the_interval_covers_the_truth():
     """95 % intervals of 60 campaigns: from 50 on cover (P < 0.1 % of fewer)."""
-    intervals = [Speed.fit(rows(1.25, seed=seed)).interval["nap"][1] for seed in range(60)]
+    intervals = [contention(rows(1.25, seed=seed)).loc[1, ["low", "high"]] for seed in range(60)]
     assert sum(low < 0.8 < high for low, high in intervals) >= 50
-
-
-def test_beyond_the_replicas_measured_the_last_speed_holds():
-    speed = Speed.fit(rows(1.25, noise=0))
-    assert np.allclose(speed.of("nap", 4), [1, 1, 0.8, 0.8, 0.8]) and np.allclose(speed.of("nap", 1), [1, 1])
-    with pytest.raises(ValueError, match="'joint'"):
-        speed.of("joint", 1)
-
-
-def test_json_keeps_the_speed(tmp_path):
-    speed = Speed.fit(rows(1.25))
-    assert Speed.from_json(speed.to_json(tmp_path / "speed.json")) == speed
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +48,7 @@ def test_sleeping_jobs_do_not_hinder_each_other(doers):
     assert len(measured) == 40 and (measured.groupby(["block", "busy"]).size() == 2).all()
     first = measured.sort_values("at_s").groupby("block")["busy"].first()
     assert list(first) == [1, 2] * 5  # the order alternates
-    assert Speed.fit(measured).of("nap", 2)[2] == pytest.approx(1, abs=0.15)
+    assert contention(measured).loc[1, "speed"] == pytest.approx(1, abs=0.15)
     with pytest.raises(ValueError, match="21 blocks of 20 jobs"):
         measure_contention(doers, jobs, blocks=21)
 
@@ -95,8 +83,8 @@ def test_the_dispatcher_takes_milliseconds():
     ray.shutdown()
 
 
-def test_the_standard_error_is_that_of_the_interval():
-    speed = Speed.fit(rows(1.25))
-    low, high = speed.interval["nap"][1]
-    assert speed.relative_se("nap", 2) == pytest.approx(np.log(high / low) / 3.92)
-    assert speed.relative_se("nap", 1) == 0 and speed.relative_se("other", 2) == 0
+def test_the_standard_error_is_that_of_many_campaigns():
+    """The spread of the estimate over 60 campaigns of 12 blocks, and the mean of their own standard errors."""
+    tables = [contention(rows(1.25, seed=seed)).loc[1] for seed in range(60)]
+    spread = np.std([np.log(one["speed"]) for one in tables], ddof=1)
+    assert np.mean([one["se"] for one in tables]) == pytest.approx(spread, rel=4 / np.sqrt(2 * 60))

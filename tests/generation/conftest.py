@@ -6,6 +6,9 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -19,6 +22,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
 )
 
 from stlib.generation import Storyteller
@@ -78,9 +83,27 @@ def tiny_sdxl(tmp_path_factory):
     return folder
 
 
-def _vae():
-    return AutoencoderKL(block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2,
-                         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8, sample_size=64)
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory):
+    """A FluxPipeline: a transformer over latents of which 2 x 2 are packed into channels, and a VAE of factor 8."""
+    folder = tmp_path_factory.mktemp("flux")
+    torch.manual_seed(0)
+    t5 = T5Config(vocab_size=len(_clip_tokenizer()), d_model=32, d_ff=37, d_kv=8, num_layers=1, num_heads=2)
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8))
+    FluxPipeline(
+        vae=_vae(levels=4, shift_factor=0.1), transformer=transformer, text_encoder=CLIPTextModel(_clip()),
+        tokenizer=_clip_tokenizer(), text_encoder_2=T5EncoderModel(t5), tokenizer_2=_clip_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def _vae(levels=2, **options):
+    return AutoencoderKL(block_out_channels=(16, *(32,) * (levels - 1)), latent_channels=4, norm_num_groups=8,
+                         down_block_types=("DownEncoderBlock2D",) * levels,
+                         up_block_types=("UpDecoderBlock2D",) * levels, sample_size=64, **options)
 
 
 def _unet(**options):

@@ -1,6 +1,7 @@
 """StoryJob refuses what cannot be done, and says what can; StoryResult saves all or nothing."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -14,28 +15,28 @@ TIMES = {"llm_prefill": 0.1, "llm_decode": 1.0, "text_encoding": 0.1, "denoising
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({}, "prompt '' is empty"),
+        ({}, "prompt '' is empty: say what"),
         ({"prompt": "  "}, "is empty"),
         ({"prompt": "x" * 10_000}, "10000 characters, at most 1000"),
-        ({"prompt": 7}, "give a string"),
+        ({"prompt": 7}, "prompt = 7: give text of at most 1000 characters"),
         ({"prompt": "a fox", "n_panels": 0}, "n_panels = 0: give a whole number from 1 to 16"),
         ({"prompt": "a fox", "n_panels": 1.5}, "n_panels = 1.5"),
         ({"prompt": "a fox", "n_panels": True}, "n_panels = True"),
         ({"prompt": "a fox", "n_panels": 2, "captions": ["a fox"]}, "1 captions for n_panels = 2"),
-        ({"captions": ["a fox", ""]}, "caption ''"),
+        ({"captions": ["a fox", ""]}, "captions[1] = '': it is empty"),
         ({"prompt": "a fox", "n_panels": 4, "llm_tokens": 15}, "give 16 or more"),
         ({"prompt": "a fox", "exact_tokens": True}, "captions"),
         ({"prompt": "a fox", "captions": ["a fox"] * 4, "exact_tokens": True, "llm_tokens": 3}, "give 4 or more"),
         ({"prompt": "a fox", "method": "psychic"}, "unknown method 'psychic': use one of sequential, parallel"),
-        ({"prompt": "a fox", "method": "autoregressive"}, "not implemented yet: use one of sequential, parallel"),
+        ({"prompt": "a fox", "method": "autoregressive"}, "unknown method 'autoregressive': use one of sequential"),
         ({"prompt": "a fox", "steps": 0}, "steps = 0"),
         ({"prompt": "a fox", "steps": 10**6}, "from 1 to 200"),
         ({"prompt": "a fox", "image_size": 100_000}, "image_size = 100000"),
-        ({"prompt": "a fox", "image_size": 100}, "multiple of 8"),
+        ({"prompt": "a fox", "image_size": 100}, "image_size = 100: give a multiple of 8 from 64 to 2048"),
         ({"prompt": "a fox", "image_size": "big"}, "image_size = 'big'"),
         ({"prompt": "a fox", "guidance_scale": -1}, "guidance_scale = -1"),
         ({"prompt": "a fox", "guidance_scale": float("nan")}, "guidance_scale = nan"),
-        ({"prompt": "a fox", "precision": "int3"}, "precision 'int3' is not implemented: use one of fp32"),
+        ({"prompt": "a fox", "precision": "int3"}, "unknown precision 'int3': use one of fp32"),
         ({"prompt": "a fox", "early_exit": True}, "early_exit"),
         ({"prompt": "a fox", "seed": -1}, "seed = -1"),
     ],
@@ -55,6 +56,57 @@ def test_a_row_of_a_mix_is_a_job():
     job = StoryJob(prompt=None, captions=np.array(["a fox"], dtype=object), n_panels=np.int64(1), steps=np.int64(3),
                    image_size=np.int64(64), guidance_scale=np.float64(2), seed=np.int64(5))
     assert job == StoryJob(captions=("a fox",), steps=3, image_size=64, guidance_scale=2.0, seed=5)
+
+
+@pytest.mark.parametrize("field", StoryJob.model_fields)
+def test_none_is_as_if_left_out(field):
+    assert StoryJob(**{"prompt": "a fox", "captions": ["a fox"], field: None}) == StoryJob(
+        **{name: value for name, value in {"prompt": "a fox", "captions": ["a fox"]}.items() if name != field})
+
+
+@pytest.mark.parametrize("text", ["a fox \ud83e", "\udd8a", "a\x00fox", "a fox\x1b[31m", "a\x85fox\x9f"])
+@pytest.mark.parametrize("field", ["prompt", "captions"])
+def test_text_that_cannot_be_encoded_is_refused(field, text):
+    with pytest.raises(ValueError, match="take it out") as error:
+        StoryJob(**{field: text})
+    assert str(error.value).startswith(field) and str(error.value).encode().isascii()
+
+
+@pytest.mark.parametrize("text", [" ", "\n\t", "\u200b", "\u00a0\u2060"])
+def test_text_without_anything_to_read_is_empty(text):
+    for field in ("prompt", "captions"):
+        with pytest.raises(ValueError, match="is empty"):
+            StoryJob(**{field: text})
+
+
+def test_other_scripts_signs_and_lines_are_text():
+    for text in ("лиса", "狐狸", "\N{FOX FACE}", "a fox\nand\ta cat", "!", "\N{MAN}\u200d\N{ROCKET}"):
+        assert StoryJob(text).prompt == text
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"steps": "3"}, "steps = '3'"), ({"steps": 3.0}, "steps = 3.0"), ({"seed": np.bool_(True)}, "seed = True"),
+    ({"guidance_scale": True}, "guidance_scale = True"), ({"guidance_scale": 10**400}, "guidance_scale = 1000"),
+    ({"guidance_scale": float("inf")}, "guidance_scale = inf"), ({"captions": 7}, "captions = 7"),
+    ({"captions": []}, "captions = []"), ({"captions": {"a fox": 1}}, "captions = {"), ({"captions": ["a"] * 17}, "16"),
+    ({"captions": ["a fox", 7]}, "captions[1] = 7"), ({"method": 7}, "method = 7: give one of sequential, parallel"),
+    ({"method": ["joint"]}, "method = ["),
+    ({"image_size": True}, "image_size = True"), ({"exact_tokens": "yes"}, "exact_tokens = 'yes': give True or False"),
+    ({"colour": "red"}, "no parameter 'colour': use prompt, n_panels"), ({"\ud83e": 1}, "no parameter '\\ud83e'"),
+])
+def test_refuses_other_types_in_one_line(fields, says):
+    with pytest.raises(ValueError) as error:
+        StoryJob(**{"prompt": "a fox"} | fields)
+    assert says in str(error.value) and str(error.value).encode().count(b"\n") == 0
+    assert error.value.field in fields
+
+
+def test_a_job_is_frozen_and_can_be_a_key():
+    job = StoryJob("a fox", 2, ["a fox", "a cat"])
+    assert {job: 1}[StoryJob(captions=("a fox", "a cat"), prompt="a fox")] == 1 and job.captions == ("a fox", "a cat")
+    with pytest.raises(ValueError, match="frozen"):
+        job.steps = 3
+    assert StoryJob(**job.model_dump()) == job == pickle.loads(pickle.dumps(job))
 
 
 @pytest.fixture

@@ -20,10 +20,22 @@ from stlib.generation.story import opening
         ("draw a fox", "The"),
         ("tell me about the history of trains", "The"),
         ("", "The"),
+        ("the incomprehensibilities and their counterrevolutionaries", "The incomprehensibilities"),
+        ("x" * 400, "The"),
+        ("狐狸" * 100, "The"),
+        ("\N{FOX FACE}" * 400, "The"),
+        ("\N{FOX FACE} and \N{BALLOON}", "The \N{FOX FACE}"),
     ],
 )
 def test_opening(prompt, begins):
     assert opening(prompt) == begins
+
+
+@pytest.mark.parametrize("prompt", ["a fox", "  a   fox ", "狐狸", "\N{FOX FACE}" * 20])
+def test_prompt_tokens_are_counted_as_they_are_read(storyteller, prompt):
+    tokens = storyteller.prompt_tokens(prompt)
+    assert tokens == storyteller.writer.write(prompt, 1, 4, seed=0).prompt_tokens
+    assert tokens == {"a fox": 2, "  a   fox ": 2, "狐狸": 6}.get(prompt, 60)
 
 
 @pytest.mark.parametrize("n_panels", [1, 5])

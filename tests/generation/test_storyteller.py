@@ -5,8 +5,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
-from stlib.generation import METHODS, ModelError, StoryJob, Storyteller
+from stlib.generation import METHODS, ModelError, StoryJob, Storyteller, load_llm
+from stlib.generation.illustrator import Method
+from stlib.generation.loading import size_multiple
 
 STAGES = {"llm_prefill", "llm_decode", "text_encoding", "denoising", "vae_decode", "total"}
 
@@ -116,8 +119,118 @@ def test_own_models(pipeline, tiny_llama, request):
 def test_precision_reaches_the_model(tiny_sd):
     storyteller = Storyteller.from_pretrained({"ldm": str(tiny_sd)}, device="cpu", precision="bf16")
     assert storyteller.pipe.unet.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="loaded in bf16"):
-        storyteller.tell(StoryJob(captions="a fox", precision="fp32"))
+    for precision in (None, "fp32", "bf16"):
+        result = storyteller.tell(StoryJob(captions="a fox", steps=1, precision=precision))
+        assert result.provenance["precision"] == (precision or "bf16")
+    assert {one.unet.dtype for one in storyteller._pipes.values()} == {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize("save", [{"variant": "fp16"}, {"variant": "fp16", "max_shard_size": "50KB"},
+                                  {"variant": "mine"}, {"max_shard_size": "50KB"}], ids=str)
+def test_a_pipeline_saved_as_a_variant_or_in_shards(tiny_sd, tmp_path, save):
+    given = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    given.save_pretrained(tmp_path, **save)
+    loaded = Storyteller.from_pretrained({"ldm": str(tmp_path)}, device="cpu", precision="bf16").pipe
+    assert loaded.unet.dtype == loaded.vae.dtype == loaded.text_encoder.dtype == torch.bfloat16
+    for name, weights in given.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], weights.to(torch.bfloat16))
+
+
+def test_a_pipeline_of_which_a_part_is_a_variant(tiny_sd, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    pipe.unet.half().save_pretrained(tmp_path / "unet", variant="fp16")
+    assert Storyteller.from_pretrained({"ldm": str(tmp_path)}, device="cpu").pipe.unet.dtype == torch.float32
+
+
+def test_plain_weights_come_before_a_variant(tiny_sd, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipe.save_pretrained(tmp_path)
+    torch.nn.init.zeros_(pipe.unet.conv_in.weight)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert Storyteller.from_pretrained({"ldm": str(tmp_path)}, device="cpu").pipe.unet.conv_in.weight.abs().sum() > 0
+
+
+def test_an_llm_saved_as_a_variant(tiny_llama, tmp_path):
+    model, tokenizer = load_llm(str(tiny_llama), dtype="fp32")
+    model.save_pretrained(tmp_path, variant="fp16", max_shard_size="50KB")
+    tokenizer.save_pretrained(tmp_path)
+    assert torch.equal(load_llm(str(tmp_path), dtype="fp32")[0].lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize(("pipeline", "multiple"), [("tiny_sd", 2), ("tiny_sdxl", 2), ("tiny_flux", 16)])
+def test_sizes_a_pipeline_cannot_draw_are_refused_before_it_is_loaded(pipeline, multiple, request):
+    storyteller = Storyteller.from_pretrained({"ldm": str(request.getfixturevalue(pipeline))}, device="cpu")
+    for size in (64, 72, 80, 88):
+        job = StoryJob(captions="a fox", steps=1, image_size=size)
+        if size % multiple:
+            nearest = f"image_size = {size}.*multiples of 16, so give {size - 8} or {size + 8}"
+            with pytest.raises(ValueError, match=nearest):
+                storyteller.check(job)
+            assert not storyteller._pipes
+    for size in range(64, 97, max(8, multiple)):
+        assert storyteller.tell(StoryJob(captions="a fox", steps=1, image_size=size)).panels[0].size == (size, size)
+
+
+def test_sizes_are_not_known_without_a_configuration(tmp_path):
+    assert size_multiple(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [("\N{FOX FACE}" * 400, 1200), ("狐" * 200, 600), ("а б " * 130, 260)])
+def test_prompts_of_too_many_tokens_are_refused_before_anything_is_loaded(prompt, tokens):
+    storyteller = Storyteller.from_pretrained(device="cpu")
+    with pytest.raises(ValueError, match=f"prompt has {tokens} tokens of the LLM, at most 256 are allowed"):
+        storyteller.check(StoryJob(prompt))
+    assert storyteller._writer is None and not storyteller._pipes
+    storyteller.check(StoryJob("the fox goes into the forest and finds a balloon, " * 19))
+
+
+def test_a_story_longer_than_the_llm_s_context_is_refused_before_it_is_loaded(tiny_llama):
+    storyteller = Storyteller.from_pretrained({"llm": str(tiny_llama)}, device="cpu")
+    storyteller.check(StoryJob("a fox", llm_tokens=64))
+    with pytest.raises(ValueError, match="the LLM has 512: shorten the prompt or lower llm_tokens"):
+        storyteller.check(StoryJob("a fox", llm_tokens=1024))
+    assert storyteller._writer is None
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage, at", [("story", 1), ("story", 5), ("pictures", 1), ("pictures", 3)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_job_that_is_stopped_leaves_the_models_as_they_were(storyteller, stage, at, method):
+    """What on_progress raises ends the job at that token or step."""
+    job = StoryJob("a fox", n_panels=1, llm_tokens=8, exact_tokens=True, captions="a fox", method=method, steps=4,
+                   image_size=64, seed=3)
+    before, seen = storyteller.tell(job), []
+
+    def stop(*now):
+        seen.append(now[:2])
+        if now[:2] == (stage, at):
+            raise Stop
+
+    with pytest.raises(Stop):
+        storyteller.tell(job, stop)
+    assert seen[-1] == (stage, at)
+    assert not any(module._forward_pre_hooks for module in (storyteller.pipe.unet, storyteller.writer.model))
+    after = storyteller.tell(job)
+    assert np.array_equal(pixels(before), pixels(after)) and before.story == after.story
+
+
+def test_a_new_method_is_a_function_and_an_entry(tiny_sd, monkeypatch):
+    monkeypatch.setitem(METHODS, "mirrored", Method(METHODS["parallel"].draw, panels=2))
+    monkeypatch.setitem(METHODS, "other", Method(METHODS["parallel"].draw, weights="other"))
+    storyteller = Storyteller.from_pretrained({"ldm": str(tiny_sd)}, device="cpu")
+    assert set(storyteller.methods) == {"sequential", "parallel", "mirrored"}
+    assert len(storyteller.tell(StoryJob(captions=["a fox", "a cat"], method="mirrored", steps=1)).panels) == 2
+    for job in ({"captions": "a fox", "method": "mirrored"}, {"captions": "a fox", "method": "other"}):
+        with pytest.raises(ValueError, match=r"mirrored draws 2 at once|unknown method 'other'"):
+            storyteller.check(StoryJob(**job))
+    embedded = Storyteller.from_pretrained(device="cpu")
+    with pytest.raises(ModelError, match="the other's weights are not in"):
+        embedded.tell(StoryJob(captions="a fox", method="other"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -132,8 +245,8 @@ def test_cuda(tiny_llama, tiny_sd):
         ({"models": "smol"}, "give 'embedded' or a dict"),
         ({"models": {"unet": "x"}}, "llm and ldm"),
         ({"device": "tpu"}, "device 'tpu'"),
-        ({"precision": "int3"}, "precision 'int3'"),
-        ({"llm_dtype": "int3"}, "llm_dtype 'int3'"),
+        ({"precision": "int3"}, "unknown precision 'int3': use one of fp32"),
+        ({"llm_dtype": "int3"}, "unknown llm_dtype 'int3': use one of auto, fp32"),
     ],
 )
 def test_from_pretrained_refuses(options, says):

@@ -1,4 +1,4 @@
-"""Calibration finds how much longer whole jobs take than the model says, and a prediction that uses it is right."""
+"""Calibration finds how much longer whole jobs take than the costs says, and a prediction that uses it is right."""
 
 from dataclasses import replace
 
@@ -6,70 +6,77 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-from served import SPEED, a_cell, calibration_rows, fitted_model, serve
+from served import a_cell, calibration_rows, fitted_costs, serve
 
 from stlib.experiment.measure import run_on, side_by_side
-from stlib.prediction.calibration import BATCH, Calibration
+from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.compare import predict_run
 from stlib.serving.replica import start_replica
 
 
 @pytest.fixture(scope="module")
-def model():
-    return fitted_model(np.random.default_rng(1))
+def costs():
+    return fitted_costs(np.random.default_rng(1))
 
 
-def fit(model, seed, ratio=1.05, factor=1.1, n_jobs=50, k=1, **both):
-    rows = calibration_rows(model, np.random.default_rng(seed), n_jobs=n_jobs, replicas=k, factor=factor,
+def fit(costs, seed, ratio=1.05, factor=1.1, n_jobs=50, k=1, **both):
+    rows = calibration_rows(costs, np.random.default_rng(seed), n_jobs=n_jobs, replicas=k, factor=factor,
                             ratio={"before": ratio, **both})
-    return Calibration.fit(rows, model, SPEED, "sequential")
+    return Calibration.fit(rows, costs, "sequential")
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_the_ratio_is_found_within_its_standard_error(model, k):
+def test_the_ratio_is_found_within_its_standard_error(costs, k):
     """Of 60 calibrations the mean within 4 s.e. of the truth, and 48 or more within 2 of their own."""
-    found = [fit(model, seed, k=k) for seed in range(60)]
-    ratios, se = np.array([one.ratio for one in found]), np.array([one.se for one in found])
+    found = [fit(costs, seed, k=k) for seed in range(60)]
+    ratios = np.array([one.level / (one.probe_s / costs.probe_s)**costs.gamma for one in found])
+    se = np.array([one.se for one in found])
     assert abs(ratios.mean() / 1.05 - 1) < 4 * ratios.std(ddof=1) / np.sqrt(60) < 0.02
     assert np.sum(np.abs(ratios / 1.05 - 1) < 2 * se) >= 48
-    assert np.mean([one.factor for one in found]) == pytest.approx(1.1, rel=0.05)
+    assert np.mean([one.probe_s for one in found]) == pytest.approx(1.1 * costs.probe_s, rel=0.05)
 
 
-def test_before_and_after_count_alike_and_their_distance_widens_the_error(model):
-    still, moved = fit(model, 3, ratio=1.0, after=1.0), fit(model, 3, ratio=1.0, after=1.1)
-    assert moved.ratio == pytest.approx(still.ratio * 1.05, rel=0.01)
+def test_before_and_after_count_alike_and_their_distance_widens_the_error(costs):
+    still, moved = fit(costs, 3, ratio=1.0, after=1.0), fit(costs, 3, ratio=1.0, after=1.1)
+    assert moved.level == pytest.approx(still.level * 1.05, rel=0.01)
     assert moved.se**2 - still.se**2 == pytest.approx((np.log(1.1) / np.sqrt(12)) ** 2, rel=0.5)
     assert moved.se > np.log(1.1) / np.sqrt(12) * 0.8
 
 
-def test_one_batch_has_no_spread(model):
-    with pytest.raises(ValueError, match=f"give each replica at least {2 * BATCH}"):
-        fit(model, 0, n_jobs=BATCH)
+def test_few_jobs_are_refused(costs):
+    with pytest.raises(ValueError, match=f"give each at least {LEAST_JOBS}"):
+        fit(costs, 0, n_jobs=LEAST_JOBS - 1)
+
+
+def test_the_error_of_ten_jobs_is_no_chance(costs):
+    """One replica, ten jobs, `before` alone: the standard error varies as one of nine degrees of freedom does."""
+    se = np.array([fit(costs, seed, n_jobs=10).se for seed in range(60)])
+    assert se.std() / se.mean() < 0.4  # of one degree of freedom it would be 0.76
 
 
 @pytest.mark.parametrize("given", [{}, {"replicas": 2}], ids=["one replica", "two"])
-def test_a_calibrated_prediction_is_right_where_the_model_is_not(model, given):
-    """Every job takes 8 % longer than the model says: with calibration the mean error is within 4 s.e., without not."""
+def test_a_calibrated_prediction_is_right_where_the_model_is_not(costs, given):
+    """Every job takes 8 % longer than the costs says: with calibration the mean error is within 4 s.e., without not."""
     with_it, without = [], []
     for seed in range(16):
         rng = np.random.default_rng([seed, 99])
-        cell = a_cell(model, seed=seed, **given)
-        served = serve(cell, replace(model, beta=model.beta * 1.08), rng)
-        rows = calibration_rows(model, rng, replicas=cell["replicas"], factor=cell["factor"],
+        cell = a_cell(costs, seed=seed, **given)
+        served = serve(cell, replace(costs, beta=costs.beta * 1.08), rng)
+        rows = calibration_rows(costs, rng, replicas=cell["replicas"], factor=cell["factor"],
                                 ratio={"before": 1.08, "after": 1.08})
         for errors, calibration in ((with_it, rows), (without, None)):
-            one = predict_run(*served, model, SPEED, calibration=calibration, draws=60, runs=60).iloc[0]
+            one = predict_run(*served, costs, calibration=calibration, draws=60, runs=60).iloc[0]
             errors.append(one["traced"] / one["served"] - 1)
     z = [np.mean(errors) / (np.std(errors, ddof=1) / 4) for errors in (with_it, without)]
     assert abs(z[0]) < 4 and z[1] < -4
 
 
-def test_what_follows_the_run_is_not_known_beforehand(model):
+def test_what_follows_the_run_is_not_known_beforehand(costs):
     """Only traced uses the jobs after the run; plain uses none."""
-    served = serve(a_cell(model), model, np.random.default_rng(1))
-    rows = {after: calibration_rows(model, np.random.default_rng(2), ratio={"before": 1.0, "after": after})
+    served = serve(a_cell(costs), costs, np.random.default_rng(1))
+    rows = {after: calibration_rows(costs, np.random.default_rng(2), ratio={"before": 1.0, "after": after})
             for after in (1.0, 1.2)}
-    one, other = (predict_run(*served, model, SPEED, calibration=rows[after], draws=60, runs=60).iloc[0]
+    one, other = (predict_run(*served, costs, calibration=rows[after], draws=60, runs=60).iloc[0]
                   for after in (1.0, 1.2))
     assert other["traced"] > 1.05 * one["traced"]
     for column in ("plain", "beforehand_median", "quantile", "formula", "recursion"):

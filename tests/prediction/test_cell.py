@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 import ray
 import yaml
-from served import SPEED, a_cell, calibration_rows, fitted_model, serve
+from served import a_cell, calibration_rows, fitted_costs, serve
 
 from stlib import paths
 from stlib.experiment import JobMix
-from stlib.experiment.costs import mean_work_s
 from stlib.experiment.jobs import drawn
 from stlib.prediction import cell as cells
 from stlib.prediction.cell import Campaign, Cell, finished, read_cell, run_cell
 from stlib.prediction.compare import predict_cell
+from stlib.prediction.predict import System
 from stlib.queueing.variability import arrival_variability
 from stlib.serving.replica import start_replica
 
@@ -24,31 +24,31 @@ FILE = paths.DATA / "campaign.yml"
 
 
 @pytest.fixture(scope="module")
-def model():
-    return fitted_model(np.random.default_rng(1))
+def costs():
+    return fitted_costs(np.random.default_rng(1))
 
 
 @pytest.fixture
-def simulated(model, monkeypatch):
+def simulated(costs, monkeypatch):
     """Cells served by simulation; the machine is 10 % slow."""
     def serve_simulated(jobs, arrival_s, cell, handles, estimate):
         params = jobs.drop(columns=["job_id", "workload"]).to_dict("records")[0]
         assert len(handles) == cell.replicas and estimate(params, cell.method) > 0
-        made = a_cell(model, n_jobs=len(jobs), replicas=cell.replicas, lam=len(jobs) / arrival_s[-1])
-        _, table, _, products = serve(made, model, np.random.default_rng(1))
+        made = a_cell(costs, n_jobs=len(jobs), replicas=cell.replicas, lam=len(jobs) / arrival_s[-1])
+        _, table, _, products = serve(made, costs, np.random.default_rng(1))
         return table, products, {"job_seconds": 1.0, "elapsed_s": 2.0}
 
     monkeypatch.setattr(cells, "serve", serve_simulated)
     monkeypatch.setattr(cells, "side_by_side", lambda doers, jobs, label: calibration_rows(
-        model, np.random.default_rng(2), replicas=len(doers), method=jobs["method"].iloc[0], ratio={label: 1.0}))
+        costs, np.random.default_rng(2), replicas=len(doers), method=jobs["method"].iloc[0], ratio={label: 1.0}))
 
 
 def small(**cells):
     return replace(Campaign.from_yaml(), n_jobs=50, **cells)
 
 
-def run(number, model, folder, plan=None, **options):
-    return run_cell(plan or small(), number, model, SPEED, lambda i: f"replica {i}", results=folder, **options)
+def run(number, costs, folder, plan=None, **options):
+    return run_cell(plan or small(), number, costs, lambda i: f"replica {i}", results=folder, **options)
 
 
 def test_the_committed_campaign_is_the_issue_s():
@@ -100,15 +100,15 @@ def test_arrivals_are_what_they_are_called():
     assert seen.scv == pytest.approx(2, rel=0.15) and seen.dispersion > 2
 
 
-def test_a_cell_is_kept_whole_and_not_repeated(simulated, model, tmp_path, capsys):
-    folder = run(6, model, tmp_path)
+def test_a_cell_is_kept_whole_and_not_repeated(simulated, costs, tmp_path, capsys):
+    folder = run(6, costs, tmp_path)
     assert folder == tmp_path / "served" / "cell_6_run_1" and finished(tmp_path, 6) == [folder]
     cell, table, jobs, products = read_cell(folder)
     mix = JobMix.from_yaml("stories_exact")
     assert cell["rho"] == pytest.approx(0.75)
-    work_s = mean_work_s(model, mix, "sequential", probes=1) * cell["factor"]**model.gamma * cell["ratio"]
-    assert cell["lam"] == pytest.approx(0.75 * 2 * 0.85 / work_s)
-    assert cell["factor"] == pytest.approx(1.1, rel=0.1) and cell["ratio"] == pytest.approx(1, abs=0.05)
+    capacity = System.of(costs, mix, "sequential", 2, probing=True, level=cell["level"]).capacity
+    assert cell["lam"] == pytest.approx(0.75 * capacity)
+    assert cell["level"] == pytest.approx(1.1**costs.gamma, rel=0.1)
     assert cell["seed"] == 86 and not cell["generator_limited"]
     whole = pd.read_parquet(folder / "calibration.parquet")
     assert whole.groupby(["when", "replica"]).size().to_dict() == {
@@ -116,10 +116,10 @@ def test_a_cell_is_kept_whole_and_not_repeated(simulated, model, tmp_path, capsy
     assert cell["provenance"]["commit"] and (cell["job_seconds"], cell["elapsed_s"]) == (1.0, 2.0)
     assert (table["job_id"] == jobs["job_id"]).all() and (products["job_id"] == jobs["job_id"]).all()
     assert len(predict_cell(folder, draws=40, runs=40)) == 7
-    assert run(6, model, tmp_path) == folder and "1 runs kept\n" in capsys.readouterr().out
-    assert run(6, model, tmp_path, again=True).name == "cell_6_run_2" and folder.exists()
+    assert run(6, costs, tmp_path) == folder and "1 runs kept\n" in capsys.readouterr().out
+    assert run(6, costs, tmp_path, again=True).name == "cell_6_run_2" and folder.exists()
     other = replace(small(), seed=9)  # another cell under the same number
-    assert run(6, model, tmp_path, plan=other).name == "cell_6_run_3"
+    assert run(6, costs, tmp_path, plan=other).name == "cell_6_run_3"
 
 
 @pytest.fixture
@@ -135,56 +135,56 @@ def library(tmp_path, monkeypatch):
     return edit
 
 
-@pytest.mark.parametrize("change", ["model", "speed", "calibration", "scheduler", "its route"])
-def test_a_cell_served_by_something_else_is_not_kept(simulated, model, tmp_path, library, change):
+@pytest.mark.parametrize("change", ["costs", "speed", "calibration", "scheduler", "its route"])
+def test_a_cell_served_by_something_else_is_not_kept(simulated, costs, tmp_path, library, change):
     """The costs set the rate and are the prediction's; the others served the jobs."""
-    assert run(10, model, tmp_path) == run(10, model, tmp_path)
-    costs, plan = {"model": model, "speed": SPEED}, small()
-    if change == "model":
-        costs["model"] = replace(model, beta=model.beta * 1.1)
+    assert run(10, costs, tmp_path) == run(10, costs, tmp_path)
+    plan = small()
+    if change == "costs":
+        costs = replace(costs, beta=costs.beta * 1.1)
     elif change == "speed":
-        costs["speed"] = replace(SPEED, dispatch_s=0.1)
+        costs = replace(costs, dispatch_s=0.1)
     elif change == "calibration":
         plan = replace(plan, calibration=20)
     elif change == "scheduler":
         library("serving/dispatcher.py", "    def queue(self", "    moved = True\n\n    def queue(self")
     else:
         library("serving/targets.py", "class HttpTarget:", "class HttpTarget(object):")
-    folder = run_cell(plan, 10, *costs.values(), lambda i: f"replica {i}", results=tmp_path)
-    assert folder.name == "cell_10_run_2"
+    assert run(10, costs, tmp_path, plan=plan).name == "cell_10_run_2"
 
 
-def test_words_and_other_methods_leave_a_cell_kept(simulated, model, tmp_path, library):
-    folder = run(6, model, tmp_path)
+def test_words_and_other_methods_leave_a_cell_kept(simulated, costs, tmp_path, library):
+    folder = run(6, costs, tmp_path)
     library("serving/dispatcher.py", "    def queue(self", "    # a comment\n    def queue(self")
     library("generation/illustrator.py", "def parallel(pipe, captions:", "def parallel(pipe, captions, *, more=1, _:")
+    library("queueing/formulas.py", "def mmk(", "def mmk(_, ")
     library("prediction/cell.py", '"""Serve a cell and keep it;', '"""Serve one cell and keep it;')
-    assert run(6, model, tmp_path) == folder
+    assert run(6, costs, tmp_path) == folder
 
 
-def test_a_trace_with_other_times_is_served_anew(simulated, model, tmp_path):
+def test_a_trace_with_other_times_is_served_anew(simulated, costs, tmp_path):
     """The same name is not the same arrivals."""
     trace = tmp_path / "trace.csv"
     trace.write_text("at\n" + "\n".join(map(str, range(60))))
     plan = small(cells={1: Cell("images", "parallel", 1, "central", arrivals={"name": str(trace)})})
-    folder = run(1, model, tmp_path, plan=plan)
-    assert run(1, model, tmp_path, plan=plan) == folder
+    folder = run(1, costs, tmp_path, plan=plan)
+    assert run(1, costs, tmp_path, plan=plan) == folder
     trace.write_text("at\n" + "\n".join(str(2 * i) for i in range(60)))
-    assert run(1, model, tmp_path, plan=plan) != folder
+    assert run(1, costs, tmp_path, plan=plan) != folder
 
 
-def test_shared_arrivals_are_those_of_the_last_run(simulated, model, tmp_path):
+def test_shared_arrivals_are_those_of_the_last_run(simulated, costs, tmp_path):
     """Cell 2 served again at another rate: cell 3 has to be served again too."""
     for number in (2, 3):
-        run(number, model, tmp_path)
-    slow = replace(model, beta=model.beta * 1.1)
-    assert run(2, slow, tmp_path).name == "cell_2_run_2" and run(3, model, tmp_path).name == "cell_3_run_2"
+        run(number, costs, tmp_path)
+    slow = replace(costs, beta=costs.beta * 1.1)
+    assert run(2, slow, tmp_path).name == "cell_2_run_2" and run(3, costs, tmp_path).name == "cell_3_run_2"
 
 
-def test_cells_that_share_have_the_same_arrivals_and_jobs(simulated, model, tmp_path):
+def test_cells_that_share_have_the_same_arrivals_and_jobs(simulated, costs, tmp_path):
     with pytest.raises(ValueError, match="serve it first"):
-        run(3, model, tmp_path)
-    two, three = (read_cell(run(number, model, tmp_path))[0] for number in (2, 3))
+        run(3, costs, tmp_path)
+    two, three = (read_cell(run(number, costs, tmp_path))[0] for number in (2, 3))
     assert all(two[name] == three[name] for name in ("arrivals", "lam", "seed", "n_jobs"))
     assert three["rho"] < two["rho"] == pytest.approx(0.75) and three["method"] == "parallel"
     mix = JobMix.from_yaml("stories_exact")
@@ -192,17 +192,17 @@ def test_cells_that_share_have_the_same_arrivals_and_jobs(simulated, model, tmp_
     assert one[0].equals(other[0]) and np.array_equal(one[1], other[1])
 
 
-def test_an_interrupted_cell_leaves_nothing(simulated, model, tmp_path, monkeypatch):
+def test_an_interrupted_cell_leaves_nothing(simulated, costs, tmp_path, monkeypatch):
     for name, breaks in (("serve", KeyboardInterrupt), ("provenance", OSError)):
         with monkeypatch.context() as patch, pytest.raises(breaks):
             patch.setattr(cells, name, raising(breaks))
-            run(1, model, tmp_path)
+            run(1, costs, tmp_path)
         assert not finished(tmp_path, 1)
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(cells.json, "dumps", raising(OSError))  # the last file of the folder
-        cells._keep(tmp_path, {"cell": 1, "run": 1}, {}, {})
+        cells._keep(tmp_path, {"cell": 1, "run": 1}, {}, costs)
     assert not finished(tmp_path, 1)
-    assert run(1, model, tmp_path).name == "cell_1_run_1"
+    assert run(1, costs, tmp_path).name == "cell_1_run_1"
     assert [one.name for one in (tmp_path / "served").iterdir()] == ["cell_1_run_1"]
 
 
@@ -213,11 +213,11 @@ def raising(error):
 
 
 @pytest.mark.slow
-def test_a_real_cell_is_served_and_predicted(model, tmp_path):
+def test_a_real_cell_is_served_and_predicted(costs, tmp_path):
     plan = replace(Campaign.from_yaml(), n_jobs=12)
     handles = [start_replica("story") for _ in range(2)]
     try:
-        folder = run_cell(plan, 8, model, SPEED, handles.__getitem__, results=tmp_path)
+        folder = run_cell(plan, 8, costs, handles.__getitem__, results=tmp_path)
     finally:
         ray.shutdown()
     cell, table, _, products = read_cell(folder)

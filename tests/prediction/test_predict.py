@@ -1,4 +1,4 @@
-"""The predictions are right where the truth is known: on runs served by an independent simulation of the model."""
+"""The predictions are right where the truth is known: on runs served by an independent simulation of the costs."""
 
 import functools
 from dataclasses import replace
@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from served import SPEED, a_cell, fitted_model, serve
+from served import a_cell, fitted_costs, serve
 
 from stlib import paths
-from stlib.experiment import JobMix, ServiceTimeModel, reference
-from stlib.experiment.machine import Speed
+from stlib.experiment import Costs, JobMix, reference
+from stlib.experiment.machine import contention
 from stlib.prediction.cell import read_cell, read_fitted
 from stlib.prediction.compare import COLUMNS, error_split, machine_factors, predict_cell, predict_run
-from stlib.prediction.predict import MixWork, Service, after_idle
+from stlib.prediction.predict import System, after_idle
 
 CELLS = [{}, {"replicas": 2}, {"replicas": 2, "routing": "jsq"},
          {"replicas": 2, "routing": "least_work", "method": "parallel",
@@ -31,14 +31,14 @@ def mixes_are_read_once():
 
 
 @pytest.fixture(scope="module")
-def model():
-    return fitted_model(np.random.default_rng(1))
+def costs():
+    return fitted_costs(np.random.default_rng(1))
 
 
-def predicted(model, given, seed, n_jobs=60, draws=60, runs=60, speed=SPEED):
-    cell = a_cell(model, seed=seed, n_jobs=n_jobs, **given)
-    run = serve(cell, model, np.random.default_rng([seed, 99]), speed)
-    return predict_run(*run, model, speed, draws=draws, runs=runs)
+def predicted(costs, given, seed, n_jobs=60, draws=60, runs=60):
+    cell = a_cell(costs, seed=seed, n_jobs=n_jobs, **given)
+    run = serve(cell, costs, np.random.default_rng([seed, 99]))
+    return predict_run(*run, costs, draws=draws, runs=runs)
 
 
 def relative_errors(tables, column, metric="mean"):
@@ -52,9 +52,9 @@ def z(values):
 
 
 @pytest.mark.parametrize("given", CELLS, ids=NAMES)
-def test_traced_is_unbiased_and_plain_is_not(model, given):
+def test_traced_is_unbiased_and_plain_is_not(costs, given):
     """The machine is 10 % slower than in the experiment: plain misses it. Traced: the mean error within 4 s.e."""
-    tables = [predicted(model, given, seed) for seed in range(16)]
+    tables = [predicted(costs, given, seed) for seed in range(16)]
     traced = relative_errors(tables, "traced")
     assert abs(z(traced)) < 4
     assert traced.std(ddof=1) / np.sqrt(len(traced)) < 0.0125  # so a bias of 5 % would be seen
@@ -62,28 +62,28 @@ def test_traced_is_unbiased_and_plain_is_not(model, given):
 
 
 @pytest.mark.parametrize("given", [CELLS[0], CELLS[2]], ids=[NAMES[0], NAMES[2]])
-def test_beforehand_quantiles_are_uniform(model, given):
-    rows = pd.concat([predicted(model, given, 100 + seed, draws=40, runs=150) for seed in range(40)])
+def test_beforehand_quantiles_are_uniform(costs, given):
+    rows = pd.concat([predicted(costs, given, 100 + seed, draws=40, runs=150) for seed in range(40)])
     rows = rows[rows["metric"] == "mean"]
     for column in ("quantile", "quantile_given_arrivals"):
         assert stats.kstest(rows[column], "uniform").pvalue > 1e-3
 
 
-def test_a_wrong_service_time_is_not_uniform(model):
+def test_a_wrong_service_time_is_not_uniform(costs):
     """The same test sees work that is 30 % too long."""
-    slow = replace(model, beta=model.beta * 1.3)
+    slow = replace(costs, beta=costs.beta * 1.3)
     ranks = []
     for seed in range(16):
-        run = serve(a_cell(model, seed=seed), model, np.random.default_rng([seed, 99]))
-        ranks.append(predict_run(*run, slow, SPEED, draws=40, runs=60)["quantile_given_arrivals"].iloc[0])
+        run = serve(a_cell(costs, seed=seed), costs, np.random.default_rng([seed, 99]))
+        ranks.append(predict_run(*run, slow, draws=40, runs=60)["quantile_given_arrivals"].iloc[0])
     assert stats.kstest(ranks, "uniform").pvalue < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", CELLS, ids=NAMES)
-def test_many_long_runs_are_predicted(model, given):
+def test_many_long_runs_are_predicted(costs, given):
     """300 jobs, 200 runs: mean, wait and P95 traced within 4 s.e., every quantile uniform."""
-    tables = [predicted(model, given, seed, n_jobs=300, draws=200, runs=400) for seed in range(200)]
+    tables = [predicted(costs, given, seed, n_jobs=300, draws=200, runs=400) for seed in range(200)]
     rows = pd.concat(tables)
     for metric in ("mean", "wq", "p95"):
         of_metric = rows[rows["metric"] == metric]
@@ -93,14 +93,13 @@ def test_many_long_runs_are_predicted(model, given):
 
 
 @pytest.mark.parametrize("given", CELLS[:3], ids=NAMES[:3])
-def test_recursion_is_served_when_nothing_else_is_there(model, given):
-    no_dispatch = replace(SPEED, dispatch_s=0.0)
-    rows = predicted(model, given, 5, speed=no_dispatch)
+def test_recursion_is_served_when_nothing_else_is_there(costs, given):
+    rows = predicted(replace(costs, dispatch_s=0.0), given, 5)
     assert np.allclose(rows["recursion"], rows["served"]) and np.allclose(rows["overhead"], 0)
 
 
-def test_the_error_split_adds_up(model):
-    rows = predicted(model, {}, 6)
+def test_the_error_split_adds_up(costs):
+    rows = predicted(costs, {}, 6)
     split = error_split(rows)
     parts = split[["sampling", "machine", "service fit", "overhead"]].sum(axis=1)
     assert np.allclose(parts, rows["served"] - rows["beforehand_median"])
@@ -109,28 +108,28 @@ def test_the_error_split_adds_up(model):
     assert np.allclose((parts + split["approximation"])[known], (rows["served"] - rows["formula"])[known])
 
 
-def test_columns_and_repetition(model):
-    rows = predicted(model, CELLS[3], 7)
+def test_columns_and_repetition(costs):
+    rows = predicted(costs, CELLS[3], 7)
     assert tuple(rows.columns) == COLUMNS
     assert list(rows["metric"]) == ["mean", "wq", "p50", "p95", "slo", "slo", "slo"]
     assert rows["formula"].isna().all() and rows["slo_s"].notna().sum() == 3
-    pd.testing.assert_frame_equal(rows, predicted(model, CELLS[3], 7))
+    pd.testing.assert_frame_equal(rows, predicted(costs, CELLS[3], 7))
 
 
-def test_formula_is_exact_in_the_long_run(model):
+def test_formula_is_exact_in_the_long_run(costs):
     """Beforehand, 4 000 jobs from empty: the formula's mean within 4 s.e. and 2 %, for one replica."""
-    cell = a_cell(model, n_jobs=4000, rho=0.6)
-    rows = predict_run(*serve(cell, model, np.random.default_rng(1)), model, SPEED, draws=40, runs=80)
+    cell = a_cell(costs, n_jobs=4000, rho=0.6)
+    rows = predict_run(*serve(cell, costs, np.random.default_rng(1)), costs, draws=40, runs=80)
     mean = rows.iloc[0]
     assert mean["formula"] == pytest.approx(mean["beforehand_median"], rel=0.03)
 
 
-def test_machine_factors_divide_out_contention(model):
-    _, table, _, products = serve(a_cell(model, replicas=2, seed=3), model, np.random.default_rng(3))
-    factors = machine_factors(table, products, model, SPEED.probe_ratios("sequential", 2))
+def test_machine_factors_divide_out_contention(costs):
+    _, table, _, products = serve(a_cell(costs, replicas=2, seed=3), costs, np.random.default_rng(3))
+    factors = machine_factors(table, products, costs, costs.probe_ratios("sequential", 2))
     error = np.log(factors / table["probe_s"])  # the simulation keeps the truth there
     assert abs(error.mean()) < 0.01 and error.std() < 0.03
-    assert np.log(machine_factors(table, products, model, np.ones(3)) / table["probe_s"]).mean() > 0.05
+    assert np.log(machine_factors(table, products, costs, np.ones(3)) / table["probe_s"]).mean() > 0.05
 
 
 def test_after_idle_by_hand():
@@ -139,37 +138,65 @@ def test_after_idle_by_hand():
     assert after_idle(start, finish, replica).tolist() == [[True, True, False, False, True]]
 
 
-def test_unfinished_jobs_are_refused(model):
-    cell, table, jobs, products = serve(a_cell(model), model, np.random.default_rng(3))
+def test_unfinished_jobs_are_refused(costs):
+    cell, table, jobs, products = serve(a_cell(costs), costs, np.random.default_rng(3))
     table["outcome"] = table["outcome"].where(table["job_id"] != 4, "failed")
     with pytest.raises(ValueError, match="1 jobs did not complete"):
-        predict_run(cell, table, jobs, products, model, SPEED)
+        predict_run(cell, table, jobs, products, costs)
 
 
-def test_work_of_a_mix_has_the_moments_of_its_jobs(model):
+def test_work_of_a_mix_has_the_moments_of_its_jobs(costs):
     mix = JobMix.from_yaml("stories_exact")
-    mean, variance = MixWork.of(model, mix, "parallel", np.random.default_rng(0)).moments
+    work = System.of(costs, mix, "parallel").work
+    mean, variance = work.mean[0], work.variance[0]
     jobs = mix.sample(40_000, np.random.default_rng(1))
-    moments = model.moments(jobs, "parallel")
+    moments = costs.moments(jobs, "parallel")
     assert mean == pytest.approx(moments.mean_s, rel=4 * np.sqrt(moments.scv / 40_000))
     assert variance / mean**2 == pytest.approx(moments.scv, rel=0.03)
 
 
-def test_the_long_run_agrees_with_pollaczek_khinchine(model):
-    service = Service.of(model, SPEED, "stories_exact", "sequential")
-    lam = 0.7 * service.capacity(1)
-    runs, exact = service.steady_state(lam, 1), service.exact(lam, 1)
+def test_the_long_run_agrees_with_pollaczek_khinchine(costs):
+    system = System.of(costs, "stories_exact", "sequential")
+    lam = 0.7 * system.capacity
+    runs, exact = system.long_run(lam), system.formula(lam)
     for name, value in (("mean", exact.w), ("wq", exact.wq)):
         assert abs(z((runs[name] - value).to_numpy())) < 4
 
 
-def test_capacity_counts_contention_and_is_refused(model):
-    service = Service.of(model, SPEED, "stories_exact", "parallel")
-    assert service.capacity(2) == pytest.approx(2 * 0.85 * service.capacity(1))
-    assert service.capacity(3) == pytest.approx(3 * 0.85 * service.capacity(1))  # beyond those measured
-    assert service.exact(0.1, 2) is None and service.metric("mean", service.capacity(2), 2) == np.inf
+def test_capacity_counts_contention_and_is_refused(costs):
+    one = System.of(costs, "stories_exact", "parallel")
+    two, three = replace(one, k=2), replace(one, k=3)
+    assert two.capacity == pytest.approx(2 * 0.85 * one.capacity)
+    assert three.capacity == pytest.approx(3 * 0.85 * one.capacity)  # beyond those measured
+    assert replace(two, routing="jsq").formula(0.1) is None and two.formula(two.capacity) is None
     with pytest.raises(ValueError, match="2 replicas do less than"):
-        service.steady_state(service.capacity(2), 2)
+        two.long_run(two.capacity)
+
+
+def test_a_method_without_contention_is_predicted_on_one_replica(costs):
+    alone = replace(costs, speed={}, probe_ratio={})
+    assert System.of(alone, "stories_exact", "parallel").capacity > 0
+    with pytest.raises(ValueError, match="measure its contention, or take one replica"):
+        _ = System.of(alone, "stories_exact", "parallel", 2).capacity
+
+
+def test_a_policy_of_one_method_is_that_method_and_two_lie_between(costs):
+    slow, quick = (System.of(costs, "stories_exact", name) for name in ("sequential", "parallel"))
+    same = System.of(costs, "stories_exact", ["sequential", "sequential"])
+    both = System.of(costs, "stories_exact", ["sequential", "sequential", "sequential", "parallel"])
+    rate = 0.8 * slow.capacity
+    assert same.long_run(rate)["mean"].mean() == slow.long_run(rate)["mean"].mean()
+    assert quick.long_run(rate)["mean"].mean() < both.long_run(rate)["mean"].mean() < slow.long_run(rate)["mean"].mean()
+    assert both.capacity == quick.capacity and both.formula(rate) is None
+
+
+def test_the_machine_s_path_lives_in_time(costs):
+    """Neighbours far apart in time are nearly independent, those that follow at once nearly equal."""
+    near, far = (np.log(costs.factor_path(np.tile(np.arange(2) * gap, (4000, 1)), np.random.default_rng(0)))
+                 for gap in (costs.level.tau_s / 20, costs.level.tau_s * 5))
+    assert np.corrcoef(near.T)[0, 1] == pytest.approx(np.exp(-1 / 20), abs=0.02)
+    assert abs(np.corrcoef(far.T)[0, 1]) < 4 / np.sqrt(4000) + np.exp(-5)
+    assert near.std() == pytest.approx(costs.level.sd, rel=0.05)
 
 
 FOLDERS = sorted((paths.REFERENCE / "served").glob("cell_*_run_*"))
@@ -188,13 +215,15 @@ def test_every_committed_row_is_recomputed():
 
 def test_the_second_campaign_s_model_follows_from_its_committed_rows():
     rows = reference("05_runs_second")
-    model, speed, calibration = read_fitted(paths.REFERENCE / "served" / "cell_2_run_2")
-    again = ServiceTimeModel.fit(rows[rows["experiment"].isin(["work", "images", "validation"])],
-                                 reference("05_tokens"))
-    assert again.terms == model.terms and again.n_rows == model.n_rows
+    costs, calibration = read_fitted(paths.REFERENCE / "served" / "cell_2_run_2")
+    again = Costs.fit(rows[rows["experiment"].isin(["work", "images", "validation"])], reference("05_tokens"))
+    assert again.terms == costs.terms and again.n_rows == costs.n_rows
     for name in ("beta", "gamma", "residual", "level", "probe_s", "probe_cost_s"):
-        assert np.allclose(getattr(again, name), getattr(model, name), rtol=1e-6), name
-    assert Speed.fit(reference("08_contention_second"), speed.dispatch_s) == speed
+        assert np.allclose(getattr(again, name), getattr(costs, name), rtol=1e-6), name
+    again = again.with_speed(contention(reference("08_contention_second")), costs.dispatch_s)
+    for name in ("speed", "speed_se", "probe_ratio"):
+        for method in costs.methods:
+            assert np.allclose(getattr(again, name)[method], getattr(costs, name)[method], rtol=1e-9), name
     assert calibration.groupby("when").size().to_dict() == {"before": 50, "after": 50}
 
 

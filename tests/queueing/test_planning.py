@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stlib.queueing.formulas import mgk, mmk, mmk_response_percentile
-from stlib.queueing.planning import max_rate, min_replicas
+from stlib.queueing.planning import max_rate, min_replicas, read_target
 from stlib.queueing.simulation import simulate
 
 
@@ -48,6 +48,8 @@ def test_the_inverses_of_a_simulated_percentile():
 def test_targets_out_of_reach_are_refused():
     with pytest.raises(ValueError, match=r"target = 0\.9 is below 1"):
         max_rate(lambda lam: mmk(lam, 1.0, 2).w, 0.9, capacity=2)
+    with pytest.raises(ValueError, match="missed by k_max = 140 servers too, which give 1;"):
+        min_replicas(lambda k: mmk(10, 1.0, k).w, 0.9, load=10)
     with pytest.raises(ValueError, match="missed by k_max = 40"):
         min_replicas(lambda k: mmk(10, 1.0, k).w, 0.9, load=10, k_max=40)
     with pytest.raises(ValueError, match="k_max = 10"):
@@ -62,3 +64,30 @@ def test_bad_targets_are_refused(bad):
         max_rate(lambda lam: lam, 1.0, bad)
     with pytest.raises(ValueError, match="load"):
         min_replicas(lambda k: 1 / k, 1.0, bad)
+
+
+@given(st.floats(0.1, 2000), st.floats(0.1, 1))
+@settings(max_examples=40)
+def test_the_search_of_replicas_is_quick_and_near_the_load(lam, slack):
+    asked = []
+    metric = lambda k: asked.append(k) or (mmk(lam, 1.0, k).wq if k > lam else np.inf)  # noqa: E731
+    k = min_replicas(metric, slack, load=lam)
+    assert mmk(lam, 1.0, k).wq <= slack and (k - 1 <= lam or mmk(lam, 1.0, k - 1).wq > slack)
+    assert len(asked) <= 4 + 2 * np.log2(1 + np.sqrt(10 * lam)) and max(asked) <= lam + 10 * np.sqrt(lam) + 10
+
+
+@pytest.mark.parametrize("text, name, seconds", [
+    ("mean=2", "mean", 2), ("wq=1e-1", "wq", 0.1), ("p95=6", "p95", 6), ("p99.9=6", "p99.9", 6), ("p1=.5", "p1", 0.5),
+    ("slo=6:0.95", "p95", 6), ("slo=6:.999", "p99.9", 6), ("p95.0=6", "p95", 6),
+])
+def test_targets_are_read(text, name, seconds):
+    assert read_target(text) == (name, seconds)
+
+
+@pytest.mark.parametrize("text", [
+    "", "6", "p95", "p95=", "p95=soon", "p95=0", "p95=-1", "p95=nan", "p95=inf", "p95=6s", "p0=6", "p100=6", "p=6",
+    "pnan=6", "median=6", "=6", "slo=6", "slo=6:", "slo=6:0", "slo=6:1", "slo=6:95", "slo=:0.95", "p95=6:0.95",
+])
+def test_other_targets_are_refused(text):
+    with pytest.raises(ValueError, match="such as p95=6"):
+        read_target(text)

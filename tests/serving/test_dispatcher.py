@@ -115,6 +115,10 @@ def of(seconds: float, **request) -> dict:
     return {"params": {"seconds": seconds}, **request}
 
 
+def by_menu(params: dict, method: str) -> float:
+    return QUICK_S if method == "quick" else params["seconds"]
+
+
 def test_an_error_in_the_model_fails_that_job_alone(replicas, monkeypatch):
     monkeypatch.setattr(SleepWorkload, "validate", lambda *_: None)
     with Dispatcher("sleep", 1, method="slow", menu=MENU, handles=replicas[:1]) as target:
@@ -124,13 +128,53 @@ def test_an_error_in_the_model_fails_that_job_alone(replicas, monkeypatch):
     assert np.isnan(replies[1].row["service_s"]) and replies[1].row["finish_s"] < replies[2].row["finish_s"]
 
 
-def test_a_cancelled_job_leaves_the_queue_or_runs_to_its_end(replicas):
+def test_a_cancelled_job_leaves_the_queue_or_stops(replicas):
     with Dispatcher("sleep", 1, handles=replicas[:1]) as target:
-        replies = served(target, of(0.2, cancel_s=0.05), of(5.0, cancel_s=0.1), of(0.02))
+        replies = served(target, of(9.0, cancel_s=0.3), of(5.0, cancel_s=0.1), of(0.02))
         state = target.queue()
+        after = served(target, of(0.02), of(0.02))
     assert [type(reply) for reply in replies[:2]] == [TimeoutError] * 2
-    assert 0.2 <= replies[2].row["start_s"] < 0.3 and replies[2].row["n_outstanding"] == 1
+    assert 0.3 <= replies[2].row["start_s"] < 0.6 and replies[2].row["n_outstanding"] == 1
     assert (state["offered"], state["cancelled"], state["completed"], state["in_system"]) == (3, 2, 1, 0)
+    assert [reply.row["outcome"] for reply in after] == ["completed"] * 2  # at once cancelled or not
+
+
+def test_state_and_told_wait_are_true_while_a_cancelled_job_stops(replicas):
+    async def watched(target):
+        target.reset()
+        job = asyncio.create_task(target.submit({"seconds": 9.0}))
+        await asyncio.sleep(0.2)
+        told = target.expected_wait_s()
+        job.cancel()
+        await asyncio.sleep(0)
+        stopping, soon = target.queue(), target.expected_wait_s()
+        began = await target.submit({"seconds": 0.01})
+        await target.drain()
+        return told, stopping, soon, began, target.queue()
+
+    with Dispatcher("sleep", 1, handles=replicas[:1], estimate=by_menu) as target:
+        told, stopping, soon, began, after = asyncio.run(watched(target))
+    assert told == pytest.approx(8.8, abs=0.1) and soon == 0
+    assert (stopping["busy"], stopping["cancelled"], stopping["in_system"]) == (1, 0, 1)
+    assert began.row["start_s"] - began.row["arrival_s"] < 0.3
+    assert (after["cancelled"], after["completed"], after["in_system"], after["replicas"]) == (1, 1, 0, 1)
+    assert after["job_seconds"] < 1.0
+
+
+def test_a_job_cancelled_as_it_is_sent_does_not_run(replicas):
+    async def gone_at_once(target):
+        target.reset()
+        job = asyncio.create_task(target.submit({"seconds": 9.0}))
+        await asyncio.sleep(0)
+        assert target.queue()["busy"] == 1
+        job.cancel()
+        reply = await target.submit({"seconds": 0.01})
+        await target.drain()
+        return reply
+
+    with Dispatcher("sleep", 1, handles=replicas[:1]) as target:
+        assert asyncio.run(gone_at_once(target)).row["start_s"] < 0.3
+        assert target.queue()["cancelled"] == 1
 
 
 def test_every_offered_job_has_one_outcome(replicas, monkeypatch):
@@ -154,6 +198,45 @@ def test_a_job_names_its_own_method_and_busy_replicas_are_counted(replicas):
     assert (slow.products["busy_start"], slow.products["busy_finish"]) == (1, 1)
     assert (quick.products["busy_start"], quick.products["busy_finish"]) == (2, 2)
     assert slow.row["probe_s"] > 0.001 and set(slow.row) == set(JOB_COLUMNS)
+
+
+def test_under_a_policy_the_told_wait_is_of_the_method_that_each_job_will_get(replicas):
+    """With four in the system the next to start is quick, then slow again: what the policy gives at each place."""
+    with Dispatcher("sleep", 1, methods=("slow", "quick"), policy=[0, 0, 0, 1], menu=MENU, handles=replicas[:1],
+                    estimate=by_menu) as target:
+        replies = served(target, *[of(0.4)] * 4)
+    told = [reply.products["expected_wait_s"] for reply in replies]
+    assert told == pytest.approx([0, 0.4, 0.8, 0.4 + QUICK_S + 0.4], abs=0.02)
+    assert [reply.row["method"] for reply in replies] == ["slow", "quick", "slow", "slow"]
+
+
+@pytest.mark.parametrize("routing, k", [("central", 1), ("central", 2), ("jsq", 2), ("round_robin", 2)])
+def test_the_last_job_waits_as_told(replicas, routing, k):
+    """Nothing comes after it, so that what it is told follows from the methods and places alone."""
+    with Dispatcher("sleep", k, routing=routing, methods=("slow", "quick"), policy=[0, 0, 1, 0, 1], menu=MENU,
+                    handles=replicas[:k], estimate=by_menu) as target:
+        replies = served(target, *[of(seconds) for seconds in (0.3, 0.4, 0.2, 0.45, 0.3, 0.35, 0.25, 0.5)],
+                         of(0.15, method="slow"), of(0.1))
+    last = replies[-1]
+    assert {"slow", "quick"} == {reply.row["method"] for reply in replies}
+    assert last.row["start_s"] - last.row["arrival_s"] == pytest.approx(last.products["expected_wait_s"], abs=0.1)
+
+
+def test_each_job_is_told_the_wait_at_the_replica_that_it_joins(replicas):
+    """Two equal queues of unequal work: a job told the wait of one must not join the other."""
+    with Dispatcher("sleep", 2, routing="jsq", handles=replicas[:2], estimate=by_menu) as target:
+        for _ in range(6):  # who joins which is chance
+            replies = served(target, of(0.5), of(0.1), of(0.01))
+            last = replies[2]
+            assert last.products["expected_wait_s"] == pytest.approx(
+                replies[0 if last.row["replica"] == replies[0].row["replica"] else 1].row["service_s"], abs=0.05)
+
+
+def test_a_policy_declares_each_method_s_own_work(replicas):
+    with Dispatcher("sleep", 1, methods=("slow", "quick"), policy=[0, 0, 0, 1], menu=MENU, handles=replicas[:1],
+                    estimate=by_menu) as target:
+        assert target.check({"seconds": 9.0}) == {"slow": 9.0, "quick": QUICK_S}
+        assert target.check({"seconds": 9.0}, "slow") == {"slow": 9.0}
 
 
 @pytest.mark.parametrize("options, message", [

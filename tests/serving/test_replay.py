@@ -1,9 +1,13 @@
 """Open-loop replay: what it sends and when, its tables, its clocks, bad input."""
 
+import json
 import os
 import signal
+import socket
 import threading
 import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
@@ -11,8 +15,9 @@ import pytest
 from test_dispatcher import running_sleepers
 
 from stlib.queueing.job_table import JOB_COLUMNS, job_metrics
-from stlib.serving.dispatcher import Dispatcher
+from stlib.serving.dispatcher import UNSTARTED, Dispatcher
 from stlib.serving.replay import replay
+from stlib.serving.targets import COUNTED, HttpTarget
 from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
@@ -135,3 +140,116 @@ def test_bad_input_is_refused_before_any_job_runs(replicas, jobs, arrival_s, opt
 
 def test_arrivals_beyond_the_jobs_are_not_used(pair):
     assert len(replay(sleepers([0.01]), [0.0, 100.0], pair, progress=False)[0]) == 1
+
+
+ROW = {"job_id": 0, "workload": "story", "scheduled_s": None, "arrival_s": 0.1, **UNSTARTED, "reply_s": None,
+       "attempt": 1, "outcome": "completed"}
+ANSWERS = {  # status, headers and body by the job's seed; None: the connection is closed, 0: no answer comes
+    0: (200, {"X-Job": json.dumps(ROW, default=str).replace("NaN", "null"), "X-Products": '{"told": 1}'}, "{}"),
+    1: None,
+    2: (502, {}, "<html>bad gateway</html>"),
+    3: (200, {}, '{"data": []}'),
+    4: (200, {"X-Job": "garbage", "X-Products": "{}"}, "{}"),
+    5: (200, {"X-Job": "[1, 2]", "X-Products": "{}"}, "{}"),
+    6: (200, {"X-Job": json.dumps(ROW | {"arrival_s": "soon"}), "X-Products": "{}"}, "{}"),
+    7: (200, {"X-Job": json.dumps(ROW | {"outcome": "splendid"}), "X-Products": "{}"}, "{}"),
+    8: (200, {"X-Job": json.dumps({"outcome": "completed"}), "X-Products": "{}"}, "{}"),
+    9: (200, {"X-Job": json.dumps(ROW), "X-Products": "7"}, "{}"),
+    10: (500, {"X-Job": json.dumps(ROW | {"outcome": "failed"}), "X-Products": "{}"}, "no JSON"),
+    11: (200, {"X-Job": json.dumps(ROW), "X-Products": '{"job_id": 99, "lag_s": "late"}'}, "{}"),
+    12: (200, {"X-Job": json.dumps(ROW | {"method": ["a"]}), "X-Products": "{}"}, "{}"),
+    13: 0,
+}
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A service that answers each job in its own bad way."""
+
+    def do_GET(self):
+        self.answer(200, {}, json.dumps(dict.fromkeys((*COUNTED, "in_system"), 0)))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = ANSWERS[body["seed"]]
+        if answer == 0:
+            time.sleep(1.5)
+        if answer:
+            self.answer(*answer)
+
+    def answer(self, status, headers, body):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        """Quiet."""
+
+
+@contextmanager
+def stranger():
+    """Its URL, and how to end it at once."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def end():
+        server.shutdown()
+        server.server_close()
+
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", end
+    finally:
+        end()
+        thread.join()
+
+
+def stories(seeds) -> pd.DataFrame:
+    return pd.DataFrame({"job_id": range(len(seeds)), "workload": "story", "captions": [("a fox",)] * len(seeds),
+                         "seed": seeds})
+
+
+@pytest.mark.filterwarnings("ignore:the load generator was late")
+def test_a_job_without_an_answer_is_a_failed_row_and_the_run_goes_on():
+    seeds = [*ANSWERS, 0]
+    with stranger() as (url, _):
+        table, products = replay(stories(seeds), np.arange(len(seeds)) * 0.02, HttpTarget(url, timeout_s=1.0),
+                                 progress=False)
+    answered = [0, 11, len(seeds) - 1]
+    assert list(table["job_id"]) == list(range(len(seeds))) == list(products["job_id"])
+    assert list(table) == list(JOB_COLUMNS)
+    assert list(table.index[table["outcome"] == "completed"]) == answered
+    failed = table.drop(answered)
+    assert (failed["outcome"] == "failed").all() and products["error"].drop(answered).str.len().min() > 5
+    assert (failed["replica"] == -1).all() and failed["start_s"].isna().all() and (products["lag_s"] >= 0).all()
+    assert (failed["scheduled_s"] == failed["job_id"] * 0.02).all()
+    assert "502" in products["error"][2] and "splendid" in products["error"][7]
+    assert "Timeout" in products["error"][13] and job_metrics(table)["failed"] == len(seeds) - 3
+
+
+@pytest.mark.filterwarnings("ignore:the load generator was late")
+def test_a_service_that_goes_away_leaves_the_whole_table():
+    with stranger() as (url, end):
+        threading.Timer(0.5, end).start()
+        table, products = replay(stories([0] * 3), [0.0, 1.0, 1.1], HttpTarget(url), progress=False)
+    assert list(table["outcome"]) == ["completed", "failed", "failed"]
+    assert products["error"][1:].str.startswith("ConnectError").all() and table["arrival_s"][1:].isna().all()
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+                                   b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+                                   b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"SSH-2.0\r\n"])
+def test_a_service_that_is_none_at_the_start_is_refused(reply):
+    def answer(sock):
+        connection, _ = sock.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=answer, args=[sock])
+        thread.start()
+        with pytest.raises(RuntimeError, match=r"no service at .*: start one with python -m stlib serve"):
+            replay(stories([0]), [0.0], HttpTarget(f"http://127.0.0.1:{sock.getsockname()[1]}"), progress=False)
+        thread.join()

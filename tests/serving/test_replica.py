@@ -1,13 +1,18 @@
 """Replicas: what they measure, in this process and as Ray actors."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from stlib.serving import replica
-from stlib.serving.replica import IDLE_S, Replica, start_ray, start_replica, stop_replica
-from stlib.serving.workloads import WORKLOADS
+from stlib.serving.replica import IDLE_S, Replica, start_ray, start_replica, stop_job, stop_replica
+from stlib.serving.workloads import WORKLOADS, Cancelled
 from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
@@ -74,6 +79,65 @@ def test_an_unreachable_cluster_is_an_error_within_seconds(monkeypatch):
     assert time.monotonic() - began < 10
 
 
+START = """
+import ray
+from stlib.serving.replica import start_replica
+replica = start_replica("sleep")
+assert ray.get(replica.run.remote({"seconds": 0.0}))[1]["slept_s"] >= 0
+visible = ray.get(replica.__ray_call__.remote(lambda self: __import__("os").environ.get("CUDA_VISIBLE_DEVICES")))
+print("visible", repr(visible), "in", ray._private.worker.global_worker.node.get_session_dir_path())
+"""
+
+
+@pytest.fixture
+def short_folder():
+    """Ray's sockets lie in it: pytest's own would be too long."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="r"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(**env) -> str:
+    """What a program prints that starts a replica in this environment (None: unset)."""
+    kept = {name: value for name, value in (os.environ | env).items() if value is not None and name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", START], env=kept, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_ray_starts_with_a_long_temporary_folder_and_no_home_and_a_replica_sees_no_gpu(short_folder):
+    folder = short_folder / ("x" * 90)
+    folder.mkdir()
+    said = started(TMPDIR=str(folder), HOME="/proc/nowhere", RAY_TMPDIR=None)
+    assert "visible '' in /tmp/ray/session" in said
+
+
+def test_ray_joins_no_cluster_that_was_left_on_the_machine(short_folder):
+    """`ray start` leaves its address in this file, for whoever starts Ray without one."""
+    (short_folder / "ray").mkdir()
+    (short_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    assert f"in {short_folder}/ray/session" in started(RAY_TMPDIR=str(short_folder))
+
+
+@pytest.mark.parametrize("env, folder", [
+    ({"TMPDIR": "/tmp"}, "/tmp/ray"),
+    ({"RAY_TMPDIR": "/var/tmp"}, "/var/tmp/ray"),
+    ({"RAY_TMPDIR": "/tmp/" + "x" * 90}, "/tmp/ray"),
+    ({"RAY_TMPDIR": "/tmp/" + "ü" * 20}, "/tmp/ray"),  # 20 characters are 40 bytes
+    ({"TMPDIR": "/nowhere/at/all"}, "/tmp/ray"),
+    ({"TMPDIR": ""}, "/tmp/ray"),
+    ({"RAY_TMPDIR": "near"}, "/var/tmp/near/ray"),
+])
+def test_the_folder_of_ray_is_short_and_absolute(monkeypatch, env, folder):
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what it found before
+    monkeypatch.chdir("/var/tmp")
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert replica._ray_folder() == folder
+
+
 @pytest.fixture(scope="module")
 def actor():
     handle = start_replica("sleep", threads=2)
@@ -91,6 +155,42 @@ def test_an_actor_does_one_job_at_a_time(actor):
     done = ray.get([actor.run.remote({"seconds": 0.1}, probe=False) for _ in range(3)])
     assert time.monotonic() - began >= 0.3
     assert all(products["service_s"] < 0.2 for _, products in done)
+
+
+def test_a_job_that_is_stopped_ends_at_its_next_slice_and_no_other_does(actor):
+    began = time.monotonic()
+    doomed, spared = (actor.run.remote({"seconds": seconds}, probe=False, token=token)
+                      for seconds, token in ((30.0, "a"), (0.2, "b")))
+    time.sleep(0.3)
+    stop_job(actor, "a")
+    with pytest.raises(Cancelled):
+        ray.get(doomed)
+    assert ray.get(spared)[1]["slept_s"] >= 0.2 and time.monotonic() - began < 5
+    stop_job(actor, "b")  # too late
+    assert ray.get(actor.run.remote({"seconds": 0.2}, probe=False))[1]["slept_s"] >= 0.2
+
+
+def test_a_job_that_is_stopped_before_it_starts_never_runs(actor):
+    stop_job(actor, "early")
+    time.sleep(0.2)
+    with pytest.raises(Cancelled):
+        ray.get(actor.run.remote({"seconds": 30.0}, token="early"), timeout=10)
+
+
+def test_the_thread_that_computes_has_the_replicas_threads(actor):
+    def cores(replica):
+        import torch
+
+        a, began, used = torch.ones(600, 600), time.monotonic(), time.process_time()
+        while time.monotonic() - began < 1.0:
+            a @ a
+        return torch.get_num_threads(), (time.process_time() - used) / (time.monotonic() - began)
+
+    two = ray.get(actor.__ray_call__.remote(cores))
+    single = start_replica("sleep")
+    one = ray.get(single.__ray_call__.remote(cores))
+    stop_replica(single)
+    assert (one[0], two[0]) == (1, 2) and one[1] < 1.1 and two[1] > 1.15 * one[1]
 
 
 def test_an_error_fails_that_job_alone(actor):

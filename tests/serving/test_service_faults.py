@@ -18,6 +18,7 @@ from stlib.queueing.job_table import OUTCOMES
 ray = pytest.importorskip("ray")
 UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 DRAWN = {"captions": ["a fox"], "steps": 6}
+ENDLESS = {"captions": ["a fox"] * 4, "steps": 200, "image_size": 160}  # a minute or more
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +36,15 @@ def both_at_once(served, body) -> list:
 
 
 def test_a_hundred_clients_that_go(served):
-    """All at once, two of whose jobs run: these end, those that wait are never started."""
-    began = time.monotonic()
-    both_at_once(served, LONG)
-    service_s, before = time.monotonic() - began, served.queue()
+    """All at once, two of whose jobs run: these stop at their next step, those that wait are never started."""
+    before = served.queue()
 
     async def go():
         async with httpx.AsyncClient(base_url=served.url, limits=UNLIMITED, timeout=60) as caller:
-            tasks = [asyncio.create_task(caller.post("/stories", json=LONG)) for _ in range(100)]
+            tasks = [asyncio.create_task(caller.post("/stories", json=ENDLESS)) for _ in range(100)]
             while (await caller.get("/queue")).json()["offered"] < before["offered"] + 100:
                 await asyncio.sleep(0.02)
+            assert (await caller.get("/queue")).json()["completed"] == before["completed"]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -52,7 +52,7 @@ def test_a_hundred_clients_that_go(served):
     asyncio.run(go())
     gone = time.monotonic()
     until(lambda: served.queue()["in_system"] == 0)
-    assert time.monotonic() - gone < 1.25 * service_s
+    assert time.monotonic() - gone < 2.0
     after = served.queue()
     assert after["cancelled"] - before["cancelled"] == 100 and after["completed"] == before["completed"]
     assert [answer.status_code for answer in both_at_once(served, QUICK)] == [200, 200]

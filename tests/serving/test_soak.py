@@ -9,7 +9,7 @@ import scipy.stats
 from service import Command
 
 from stlib import paths
-from stlib.experiment import JobMix, ServiceTimeModel
+from stlib.experiment import Costs, JobMix
 from stlib.serving.replay import replay
 from stlib.serving.targets import HttpTarget
 
@@ -20,7 +20,7 @@ RHO, REPLICAS, MINUTES, SETTLED_MIN = 0.7, 2, 30, 5
 @pytest.mark.slow
 def test_half_an_hour_of_load(record_summary):
     rng, mix = np.random.default_rng(30), JobMix.from_yaml("stories_exact")
-    model = ServiceTimeModel.from_json(paths.REFERENCE / "service_time.json")
+    costs = Costs.from_json(paths.REFERENCE / "costs.json")
     with Command("--replicas", str(REPLICAS), "--routing", "jsq", "--method", "parallel", "--probe") as command:
         target = HttpTarget(command.url)
         first, _ = replay(mix.sample(40, rng), np.zeros(40), target, progress=False)
@@ -33,12 +33,12 @@ def test_half_an_hour_of_load(record_summary):
     minute, pss_mib = np.array(memory).T
     settled = minute >= SETTLED_MIN
     growth = np.polyfit(minute[settled], pss_mib[settled], 1)[0] * np.ptp(minute[settled]) / pss_mib[settled].mean()
-    # a job's time over its model's, and the same with the machine's speed taken out
-    ratio = np.log(table["service_s"] / model.mean_s(jobs, "parallel", probes=1))
-    factor = np.log(model.factor(products["probe_s"], table["start_s"]))
+    # a job's time over its costs', and the same with the machine's speed taken out
+    ratio = np.log(table["service_s"] / (costs.mean_s(jobs, "parallel") + costs.probe_cost_s))
+    factor = np.log(costs.factor(products["probe_s"], table["start_s"]))
     per_run = arrival_s[-1]
     drift = {name: interval_of_slope(table["start_s"] / per_run, values) for name, values in
-             (("service_time", ratio), ("at_equal_machine_speed", ratio - model.gamma * factor))}
+             (("service_time", ratio), ("at_equal_machine_speed", ratio - costs.gamma * factor))}
     record_summary("soak", {
         "minutes": round(per_run / 60, 1), "jobs": len(table), "rho_realised": float(
             table["service_s"].sum() / (REPLICAS * per_run)),

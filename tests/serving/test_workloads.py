@@ -1,12 +1,13 @@
 """The workloads' contract; the story's with the real models."""
 
 import io
+import time
 
 import pytest
 from PIL import Image
 
-from stlib.serving.replica import Replica
-from stlib.serving.workloads import WORKLOADS, make_workload
+from stlib.serving.replica import Replica, start_replica, stop_job, stop_replica
+from stlib.serving.workloads import WORKLOADS, Cancelled, make_workload
 
 STORY = {"prompt": "a fox", "captions": ["The fox finds a ball.", "The fox sleeps."], "llm_tokens": 6,
          "exact_tokens": True, "steps": 2, "image_size": 64}
@@ -36,6 +37,47 @@ def test_a_story_job_gives_pictures_and_what_it_took(replica, method, steps_run)
     assert products["probe_s"] > 0
 
 
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("stage, done", [("story", 1), ("story", 6), ("pictures", 2), ("pictures", 4)])
+def test_a_story_stops_at_any_token_and_step_and_the_next_is_unharmed(replica, method, stage, done):
+    def stop(*at):
+        seen.append(at[:2])
+        if at[:2] == (stage, done):
+            raise Cancelled
+
+    seen, job = [], STORY | {"method": method}
+    whole = replica.workload.run(job)[0]
+    with pytest.raises(Cancelled):
+        replica.workload.run(job, stop)
+    assert seen[-1] == (stage, done)
+    assert replica.workload.run(job)[0] == whole and replica.workload.probe() > 0
+
+
+def test_a_story_stops_in_an_actor_too_and_its_replica_stays_the_same():
+    """A job of minutes: the actor is free within a step, and draws what it drew before."""
+    ray = pytest.importorskip("ray")
+    actor = start_replica("story", options={"device": "cpu"})
+    try:
+        before = ray.get(actor.run.remote(STORY, "parallel"))
+        for long in (STORY | {"llm_tokens": 300}, STORY | {"steps": 100, "image_size": 160}):
+            job = actor.run.remote(long, "sequential", token=str(long))
+            time.sleep(0.5)
+            began = time.monotonic()
+            stop_job(actor, str(long))
+            with pytest.raises(Cancelled):
+                ray.get(job)
+            assert time.monotonic() - began < 1.0
+        assert ray.get(actor.run.remote(STORY, "parallel"))[0] == before[0]
+    finally:
+        stop_replica(actor)
+
+
+def test_a_sleeper_tells_its_progress_and_sleeps_no_longer_for_it():
+    seen = []
+    _, products = make_workload("sleep").run({"seconds": 0.12}, lambda *at: seen.append(at))
+    assert seen == [("sleep", 1, 3), ("sleep", 2, 3), ("sleep", 3, 3)] and 0.12 <= products["slept_s"] < 0.14
+
+
 def test_captions_alone_run_no_llm(replica):
     _, products = replica.run({"captions": ["a fox"], "steps": 1, "image_size": 64}, "parallel", probe=False)
     assert products["tokens_run"] == products["llm_decode_s"] == 0
@@ -62,7 +104,7 @@ def test_bad_parameters_are_named_before_anything_is_loaded(bad, message):
     story.validate(STORY)
     with pytest.raises(ValueError, match=message):
         story.validate(STORY | bad)
-    assert story.storyteller._pipe is None
+    assert not story.storyteller._pipes
 
 
 @pytest.mark.parametrize("seconds", [None, "long", -1, 4000])

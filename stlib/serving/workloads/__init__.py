@@ -1,10 +1,10 @@
 """What a replica can do: a workload is loaded once, then does one job after another. One module a workload."""
 
-from stlib.serving.workloads.protocol import Progress, Workload
+from stlib.serving.workloads.protocol import Cancelled, Progress, Workload
 from stlib.serving.workloads.sleep import SleepWorkload
 from stlib.serving.workloads.story import StoryWorkload
 
-__all__ = ["WORKLOADS", "Progress", "SleepWorkload", "StoryWorkload", "Workload", "make_workload"]
+__all__ = ["WORKLOADS", "Cancelled", "Progress", "SleepWorkload", "StoryWorkload", "Workload", "make_workload"]
 
 WORKLOADS = {workload.name: workload for workload in (StoryWorkload, SleepWorkload)}
 

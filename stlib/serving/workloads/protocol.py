@@ -9,6 +9,10 @@ from typing import Any, Protocol
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
+class Cancelled(Exception):
+    """Nobody waits for the job any more: raised by `on_progress`, it ends the job."""
+
+
 class Workload(Protocol):
     """What the served system asks of a workload."""
 
@@ -21,7 +25,10 @@ class Workload(Protocol):
         """Raise ValueError for parameters that `run` would refuse. Needs no loaded model."""
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[Any, dict]:
-        """Do one job; returns its payload and its products (plain values: what it took, seconds by stage)."""
+        """Do one job; returns its payload and its products (plain values: what it took, seconds by stage).
+
+        It calls on_progress often (a token, a denoising step) and lets what this raises end the job.
+        """
 
     def probe(self) -> float:
         """Seconds that a small fixed piece of the workload's own computation takes now: the machine's speed."""

@@ -1,8 +1,11 @@
 """Jobs that sleep: they time the dispatcher and drive crash tests."""
 
+import math
 import time
 
 from stlib.serving.workloads.protocol import Progress
+
+SLICE_S = 0.05  # after each it tells its progress
 
 
 class SleepWorkload:
@@ -21,8 +24,11 @@ class SleepWorkload:
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:
         """Sleep; the product is `slept_s`."""
-        began = time.monotonic()
-        time.sleep(params["seconds"])
+        began, slices = time.monotonic(), math.ceil(params["seconds"] / SLICE_S)
+        for i in range(slices):
+            time.sleep(max(0.0, min((i + 1) * SLICE_S, params["seconds"]) - (time.monotonic() - began)))
+            if on_progress:
+                on_progress("sleep", i + 1, slices)
         return None, {"slept_s": time.monotonic() - began}
 
     def probe(self) -> float:

@@ -2,10 +2,15 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
 
 from stlib.serving.workloads.protocol import Progress
 
+PIXELS = 128  # the cost terms' images are in units of one picture of this side
+SHORT_PROMPT = 16  # tokens; what a prompt has beyond them is a cost term
 PROBE_STEPS, PROBE_TOKENS = 2, 0  # what notebook 05 found best for at most 5 % of the mean job
 
 
@@ -18,6 +23,8 @@ class StoryWorkload:
     """
 
     name = "story"
+    shared = ("llm", "tokens", "sentence starts", "long prompt")
+    counts: Mapping[str, tuple] = {"tokens_run": ("n_panels", "llm_tokens")}
 
     def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto", *,
                  probe_steps: int = PROBE_STEPS, probe_tokens: int = PROBE_TOKENS):
@@ -42,13 +49,14 @@ class StoryWorkload:
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
         """Tell one story.
 
-        Payload: story, captions, panels as PNG bytes. Products: tokens_run, steps_run, seconds by stage.
+        Payload: story, captions, panels as PNG bytes. Products: prompt_tokens, tokens_run, steps_run, seconds by stage.
         """
         result = self.storyteller.tell(self._job(params), on_progress)
         payload = {"story": result.story, "captions": result.captions, "panels": [_png(p) for p in result.panels]}
         stages = {f"{stage}_s": sum(spent) if isinstance(spent, list) else spent
                   for stage, spent in result.timings.items() if stage != "total"}
-        return payload, {"tokens_run": result.tokens_run, "steps_run": result.steps_run, **stages}
+        return payload, {"prompt_tokens": result.prompt_tokens, "tokens_run": result.tokens_run,
+                         "steps_run": result.steps_run, **stages}
 
     def probe(self) -> float:
         """The fastest of `probe_steps` denoising steps and of `probe_tokens` tokens, added up."""
@@ -65,13 +73,43 @@ class StoryWorkload:
                 spent["token"].append(_timed(self._token.repeat))
         return spent
 
+    @staticmethod
+    def terms(job: Mapping) -> dict:
+        """The physical terms of what a job costs, numbers or arrays (n,) as those of `job`.
+
+        job: prompt, n_panels, steps, image_size, guidance_scale, tokens_run and, where prompts are long, prompt_tokens.
+        The terms of `shared` cost the same under every method; the others are the drawing's and cost by method: a
+        constant, panels (text and pipeline), their pixels (VAE), steps (calls of the denoiser when it takes all panels
+        at once), panel steps, and their pixels (a guided step is two passes).
+        """
+        llm, panels, steps = _has_llm(job["prompt"]), job["n_panels"] * 1.0, job["steps"] * 1.0
+        area, passes = (job["image_size"] / PIXELS) ** 2, 1 + np.greater(job["guidance_scale"], 1)
+        extra = np.maximum(np.nan_to_num(job.get("prompt_tokens", 0.0)) - SHORT_PROMPT, 0)
+        return {"llm": llm, "tokens": llm * job["tokens_run"], "sentence starts": llm * (panels - 1),
+                "long prompt": llm * extra, "job": np.ones_like(panels), "panels": panels,
+                "panel pixels": panels * area, "steps": steps, "panel steps": panels * steps,
+                "panel step pixels": panels * steps * passes * area}
+
+    @staticmethod
+    def known(job: Mapping) -> dict:
+        """The counts that a job says beforehand, NaN where only the run tells (a natural story's tokens)."""
+        llm = _has_llm(job["prompt"])
+        told = np.where((llm == 0) | np.asarray(job["exact_tokens"], bool), 1.0, np.nan)
+        return {"tokens_run": told * llm * np.asarray(job["llm_tokens"], float)}
+
+    @staticmethod
+    def ranged(job: Mapping) -> dict:
+        """What is not extrapolated beyond the values that were measured, (n,) each."""
+        return {"image_size": np.asarray(job["image_size"], float),
+                "passes": 1.0 + np.greater(np.asarray(job["guidance_scale"], float), 1)}
+
+    def resolve(self, params: dict) -> dict:
+        """The job's fields as `terms` takes them: what was left out or "auto" as these models will do it."""
+        return self.storyteller.resolve(self._job(params))
+
     def _job(self, params: dict):
         from stlib.generation import StoryJob
 
-        unknown = set(params) - set(StoryJob.__dataclass_fields__)
-        if unknown:
-            raise ValueError(f"a story has no parameter {sorted(unknown)[0]!r}: it has "
-                             f"{', '.join(StoryJob.__dataclass_fields__)}")
         return StoryJob(**params)
 
 
@@ -101,6 +139,14 @@ class _LastCall:
             self.module(*self.args, **self.kwargs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+
+
+def _has_llm(prompt):
+    """1 where a prompt makes the LLM run, 0 for captions alone; of one prompt or of many, (n,)."""
+    if prompt is None or isinstance(prompt, str):
+        return float(bool(prompt))
+    prompts = np.asarray(prompt, object)
+    return pd.Series(prompts.ravel()).fillna("").astype(bool).to_numpy(float).reshape(prompts.shape)
 
 
 def _timed(call: Callable[[], None]) -> float:
