@@ -1,7 +1,9 @@
 """The shell: python -m stlib tell | serve | predict | replay | models | pdf."""
 
 import functools
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,41 +11,43 @@ import typer
 from tqdm import tqdm
 
 from stlib import paths
+from stlib.options import Command, UsageError, check_folder, number, ranged
 
-ModelFile = Annotated[Path, typer.Option("--model", help="the fitted service-time model")]
-SpeedFile = Annotated[Path, typer.Option("--speed", help="what busy replicas do to each other, measured")]
+MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
+JOBS, CALIBRATION = 60, 10  # of a replay without a campaign
+CostsFile = Annotated[Path, typer.Option("--costs", help="what jobs cost, measured")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
-Method = Annotated[str, typer.Option(help="inference method: sequential or parallel")]
-Replicas = Annotated[int, typer.Option(help="number of replicas", min=1)]
-Routing = Annotated[str, typer.Option(help="central, jsq, least_work or round_robin")]
-MODEL, SPEED = paths.REFERENCE / "service_time.json", paths.REFERENCE / "speed.json"
+Method = Annotated[str, typer.Option(help="inference method")]
+Replicas = Annotated[int, ranged("replicas", int, "number of replicas", at_least=1)]
+Routing = Annotated[str, typer.Option(help="which replica a job goes to")]
+COSTS = paths.REFERENCE / "costs.json"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Tell stories with an LLM, illustrate them with a latent diffusion model.")
 
 
-@app.command()
+@app.command(cls=Command)
 def tell(
     prompt: Annotated[str, typer.Argument(help="what the story is about, such as 'a fox and a red balloon'")],
-    method: Annotated[str, typer.Option(help="inference method: sequential or parallel")] = "sequential",
-    panels: Annotated[int, typer.Option(help="number of panels, one sentence each")] = 4,
-    steps: Annotated[int, typer.Option(help="denoising steps a panel")] = 20,
-    llm_tokens: Annotated[int, typer.Option(help="upper limit of story tokens")] = 64,
-    guidance: Annotated[float, typer.Option(help="guidance scale; 1 is without guidance")] = 2.5,
-    seed: Annotated[int, typer.Option(help="reproduces story and pictures")] = 0,
+    method: Method = "sequential",
+    panels: Annotated[int, typer.Option(parser=number, help="number of panels, one sentence each")] = 4,
+    steps: Annotated[int, typer.Option(parser=number, help="denoising steps a panel")] = 20,
+    llm_tokens: Annotated[int, typer.Option(parser=number, help="upper limit of story tokens")] = 64,
+    guidance: Annotated[float, typer.Option(parser=number, help="guidance scale; 1 is without guidance")] = 2.5,
+    seed: Annotated[int, typer.Option(parser=number, help="reproduces story and pictures")] = 0,
     llm: Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder")] = "embedded",
     ldm: Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: likewise")] = "embedded",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    precision: Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic")] = "fp32",
     out: Annotated[Path, typer.Option(help="folder for story, panels, strip and times")] = Path("story"),
 ):
     """Tell and illustrate one story and save it."""
+    check_folder("--out", out, replaced=True)
     from stlib.generation import StoryJob, Storyteller
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and not an empty folder: name another one with --out")
     job = StoryJob(prompt=prompt, n_panels=panels, method=method, steps=steps, llm_tokens=llm_tokens,
                    guidance_scale=guidance, seed=seed)
-    storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device)
+    storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device, precision=precision)
     with tqdm(total=1, desc="loading", bar_format="{desc:>16} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         result = storyteller.tell(job, on_progress=lambda stage, done, total: _advance(bar, stage, done, total))
     result.save(out)
@@ -56,120 +60,171 @@ def _advance(bar: tqdm, stage: str, done: int, total: int) -> None:
     bar.refresh()
 
 
-@app.command()
+@app.command(cls=Command)
 def serve(
     replicas: Replicas = 1, method: Method = "sequential", routing: Routing = "central",
     host: Annotated[str, typer.Option(help="address to listen on; any but 127.0.0.1 needs a token")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    port: Annotated[int, ranged("port", int, "port to listen on, 0 for any free one", at_least=0,
+                                at_most=65535)] = 8000,
     token: Annotated[str | None, typer.Option(envvar="STORYTELLER_TOKEN", help="bearer token of callers")] = None,
-    max_waiting: Annotated[int, typer.Option(help="jobs that may wait; one more is refused", min=0)] = 64,
+    max_waiting: Annotated[int, ranged("max_waiting", int, "jobs that may wait, one more is refused",
+                                       at_least=0)] = 64,
     probe: Annotated[bool, typer.Option("--probe", help="time a probe after each job, as in a campaign")] = False,
-    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+    costs: CostsFile = COSTS,
 ):
     """Serve stories over HTTP: a page, POST /stories, the OpenAI Images call."""
-    from stlib.experiment.costs import service_estimator
+    from stlib.experiment import Costs
+    from stlib.prediction.predict import estimator
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
-    from stlib.serving.server import listen, run
+    from stlib.serving.server import listen, run, url_of
+    from stlib.serving.workloads import make_workload
 
+    fitted = Costs.from_json(costs)
+    busy = fitted.busy_speed(method, replicas)[replicas]
+    estimate = estimator(fitted, make_workload("story"), level=1 / busy, probing=probe)
     sock = listen(host, port, token)
-    estimate = service_estimator(*_fitted(model, speed), method, replicas, probes=float(probe))
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher("story", replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
                     probe=probe) as dispatcher:
-        print(f"Storyteller is served at http://{host}:{port} (stop with Ctrl-C)", flush=True)
+        print(f"Storyteller is served at {url_of(sock)} (stop with Ctrl-C)", flush=True)
         run(make_app(dispatcher, token), sock)
 
 
-@app.command()
+@app.command(cls=Command)
 def predict(
-    rate: Annotated[float, typer.Option(help="jobs a second")],
-    replicas: Replicas = 1, method: Method = "sequential", mix: Mix = "stories_exact", routing: Routing = "central",
+    rate: Annotated[float, ranged("rate", float, "jobs a second", above=0, at_most=10**6)],
+    replicas: Annotated[int, ranged("replicas", int, "number of replicas", at_least=1, at_most=MOST_REPLICAS)] = 1,
+    method: Method = "sequential", mix: Mix = "stories_exact", routing: Routing = "central",
     arrivals: Annotated[str, typer.Option(help="poisson or bursty")] = "poisson",
-    slo: Annotated[float | None, typer.Option(help="a deadline, seconds: the share of jobs answered by then")] = None,
-    target: Annotated[str | None, typer.Option(help="mean, wq, p50 or p95, and seconds, such as p95=6: the fewest "
-                                               "replicas for the rate and the largest rate for the replicas")] = None,
-    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+    slo: Annotated[float | None, ranged("slo", float, "a deadline, seconds: the share of jobs answered by then",
+                                        above=0)] = None,
+    target: Annotated[list[str] | None, typer.Option(
+        help="p95=6: the 95th percentile may be 6 s, likewise any other one, mean and wq; slo=6:0.95: a share of 0.95 "
+             "within 6 s. Tells the fewest replicas for the rate and the largest rate of the replicas; may be given "
+             "again")] = None,
+    costs: CostsFile = COSTS,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
+    from stlib.experiment import Costs
     from stlib.prediction.cell import named_arrivals
-    from stlib.prediction.predict import Service
+    from stlib.prediction.predict import System
+    from stlib.queueing.planning import read_target
+
+    wanted = {text: read_target(text) for text in target or ()}
+    if arrivals.endswith(".csv"):
+        raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
+                         "replay, which serves a trace and predicts that run")
+    fitted = Costs.from_json(costs)
+    system = System.of(fitted, mix, method, replicas, routing=routing, arrivals=named_arrivals(arrivals))
+    capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
+    answers = _answers(system, rate, known, wanted)
+    told = f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / capacity:.2f})"
+    if rate < capacity:
+        print(f"{told}, seconds: {_steady_state(system, rate, slo, wanted)}")
+        if replicas == 1 and (exact := system.formula(rate)) is not None:
+            print(f"exact (Pollaczek and Khinchine): mean {exact.w:.3f}, wq {exact.wq:.3f}")
+    else:
+        print(f"{told}: the queue only grows, {replicas} replicas do less than {capacity:.3f} jobs/s")
+    for (text, (name, seconds)), (fewest, most) in zip(wanted.items(), answers, strict=True):
+        print(f"{text} ({name} up to {seconds:g} s): {fewest} replicas for {rate:g} jobs/s; "
+              f"{replicas} replicas up to {most:.3f} jobs/s")
+    if max([replicas, *(fewest for fewest, _ in answers)]) > known:
+        print(f"assumed: with more than {known} replicas busy (not measured) each has the speed of {known}, "
+              f"{fitted.busy_speed(method, known)[-1]:.3f}")
+
+
+def _answers(system, rate: float, known: int, wanted: dict) -> list[tuple[int, float]]:
+    """Of each target the fewest replicas for the rate, and the largest rate of the replicas; speeds are `known` to k.
+
+    Raises ValueError for a rate that is not carried, if no target is asked for, and for a target out of reach.
+    """
     from stlib.queueing.planning import max_rate, min_replicas
+
+    of = functools.cache(lambda k: replace(system, k=k))
+    loads = [rate * k / of(k).capacity for k in range(1, known + 1)]
+    capacity, k_max, method = system.capacity, math.ceil(4 * max(loads) + 100), system.methods[0]
+    carry = min_replicas(lambda k: 0.0 if rate < of(k).capacity else math.inf, 1.0, min(loads), k_max=k_max)
+    if rate >= capacity and not wanted:
+        raise ValueError(f"rate = {rate:g}: {system.k} replicas do less than {capacity:.3f} jobs a second (rho = 1) by "
+                         f"{method}; take {carry} replicas or more, or a lower rate")
+    if carry > MOST_REPLICAS and wanted:
+        raise ValueError(f"rate = {rate:g} takes at least {carry} replicas by {method}: a target is answered "
+                         f"up to {MOST_REPLICAS}; take a lower rate")
+    most = [max_rate(functools.partial(system.metric, name), seconds, capacity, rtol=1e-3)
+            for name, seconds in wanted.values()]  # first, since it refuses what even an empty system misses
+    fewest = [min_replicas(lambda k, name=name: of(k).metric(name, rate), seconds, min(loads),
+                           k_max=min(k_max, MOST_REPLICAS)) for name, seconds in wanted.values()]
+    return list(zip(fewest, most, strict=True))
+
+
+def _steady_state(system, rate: float, slo: float | None, wanted: dict) -> str:
     from stlib.queueing.simulation import replication_interval
 
-    fitted, measured = _fitted(model, speed)
-    service = Service.of(fitted, measured, mix, method, routing, named_arrivals(arrivals))
-    metric, _, seconds = (target or "mean=1").partition("=")
-    if metric not in ("mean", "wq", "p50", "p95") or not seconds.replace(".", "", 1).isdigit():
-        raise ValueError(f"target {target!r}: give one of mean, wq, p50, p95 and its seconds, such as p95=6")
-    runs = service.steady_state(rate, replicas, slo_s=() if slo is None else (slo,))
-    told = [f"{name} {runs[name].mean():.3f} ({{:.3f}} to {{:.3f}})".format(*replication_interval(runs[name]))
-            for name in runs]
-    print(f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / service.capacity(replicas):.2f}), seconds: "
-          + ", ".join(told))
-    if (exact := service.exact(rate, replicas)) is not None:
-        print(f"exact (Pollaczek and Khinchine): mean {exact.w:.3f}, wq {exact.wq:.3f}")
-    most_replicas = replicas
-    if target is not None:
-        most = max_rate(functools.partial(service.metric, metric, k=replicas), float(seconds),
-                        service.capacity(replicas), rtol=1e-3)
-        most_replicas = min_replicas(functools.partial(service.metric, metric, rate), float(seconds),
-                                     rate * service.mean_s, k_max=64)
-        print(f"{target} s: {most_replicas} replicas for {rate:g} jobs/s; {replicas} replicas up to {most:.3f} jobs/s")
-    known = len(measured.speed[method])
-    if max(replicas, most_replicas) > known:
-        print(f"assumed: with more than {known} replicas busy (not measured) each has the speed of {known}, "
-              f"{measured.speed[method][-1]:.3f}")
+    percentiles = sorted({50, 95} | {float(name[1:]) for name, _ in wanted.values() if name.startswith("p")})
+    runs = system.long_run(rate, slo_s=() if slo is None else (slo,), percentiles=percentiles)
+    return ", ".join(f"{name} {runs[name].mean():.3f} ({{:.3f}} to {{:.3f}})".format(*replication_interval(runs[name]))
+                     for name in runs)
 
 
-@app.command()
+@app.command(cls=Command)
 def replay(
-    cell: Annotated[int | None, typer.Option(help="a cell of data/campaign.yml, in place of options")] = None,
+    cell: Annotated[int | None, ranged("cell", int, "a cell of data/campaign.yml, in place of options",
+                                       at_least=0)] = None,
     mix: Mix = "stories_exact", method: Method = "sequential", replicas: Replicas = 1, routing: Routing = "central",
     arrivals: Annotated[str, typer.Option(help="poisson, bursty or a CSV trace of times")] = "poisson",
-    rho: Annotated[float | None, typer.Option(help="the load that sets the rate")] = None,
-    rate: Annotated[float | None, typer.Option(help="jobs a second, in place of rho; a trace has its own")] = None,
-    jobs: Annotated[int | None, typer.Option(help="number of jobs; 60, or the campaign's for a cell")] = None,
-    calibration: Annotated[int | None, typer.Option(help="jobs each replica does before the run and after it, for the "
-                                                    "prediction; 10, or the campaign's for a cell")] = None,
+    time_column: Annotated[str | None, typer.Option(help="the trace's column of times; left out, it is found by its "
+                                                    "name")] = None,
+    rho: Annotated[float | None, ranged("rho", float, "the load that sets the rate", above=0, below=1)] = None,
+    rate: Annotated[float | None, ranged("rate", float, "jobs a second, in place of rho; a trace has its own",
+                                         above=0, at_most=10**6)] = None,
+    jobs: Annotated[int | None, ranged("jobs", int, f"number of jobs; left out, {JOBS} or all of a shorter trace, or "
+                                       "the campaign's for a cell", at_least=1)] = None,
+    calibration: Annotated[int | None, ranged("calibration", int, "jobs each replica does before the run and after it, "
+                                              f"for the prediction; left out, {CALIBRATION}, or the campaign's for a "
+                                              "cell", at_least=CALIBRATION)] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the results; left out, this profile's")] = None,
-    seed: Annotated[int, typer.Option(help="reproduces arrivals and jobs")] = 0,
-    http: Annotated[str | None, typer.Option(help="over HTTP: /stories or /v1/images/generations")] = None,
+    seed: Annotated[int, ranged("seed", int, "reproduces arrivals and jobs", at_least=0, at_most=2**32 - 1)] = 0,
+    http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes")] = None,
     again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
-    model: ModelFile = MODEL, speed: SpeedFile = SPEED,
+    costs: CostsFile = COSTS,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
-    from dataclasses import replace
-
-    from stlib.prediction.cell import Campaign, Cell, named_arrivals, run_cell
+    from stlib.experiment import Costs
+    from stlib.prediction.cell import Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
-    from stlib.serving.replica import start_replica
+    from stlib.serving.replica import ReplicaSpec
 
-    campaign = Campaign.from_yaml()
+    campaign, sizes = Campaign.from_yaml(), {"n_jobs": jobs, "calibration": calibration}
     if cell is None:
-        one = Cell(mix, method, replicas, routing, named_arrivals(arrivals), rho, rate, http=http)
-        campaign = replace(campaign, seed=seed, n_jobs=60, calibration=10, cells={0: one})
-    sizes = {"n_jobs": jobs, "calibration": calibration}
+        times, n_jobs = _times(arrivals, time_column)
+        one = Cell(mix, method, replicas, routing, times, rho, rate, http=http)
+        sizes = {"n_jobs": jobs or n_jobs, "calibration": calibration or CALIBRATION, "seed": seed, "cells": {0: one}}
     campaign = replace(campaign, **{name: size for name, size in sizes.items() if size is not None})
     if (cell or 0) not in campaign.cells:
         raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
-    fitted = _fitted(model, speed)
-    replica_of = functools.cache(lambda i: start_replica("story"))
-    folder = run_cell(campaign, cell or 0, *fitted, replica_of, results=out, again=again)
+    check_folder("--out", out or paths.results())
+    replica_of = functools.cache(lambda i: ReplicaSpec().start())
+    folder = run_cell(campaign, cell or 0, Costs.from_json(costs), replica_of, results=out, again=again)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
           .to_string(index=False, float_format="%.3f", na_rep=""))
     print(f"kept in {folder}/")
 
 
-def _fitted(model: Path, speed: Path) -> tuple:
-    from stlib.experiment import ServiceTimeModel
-    from stlib.experiment.machine import Speed
+def _times(arrivals: str, time_column: str | None) -> tuple[dict, int]:
+    """The parameters of `arrival_process`, and how many jobs a replay of them has."""
+    from stlib.prediction.cell import named_arrivals
+    from stlib.queueing.arrivals import arrival_process
 
-    for file, option, notebook in ((model, "--model", "05"), (speed, "--speed", "08")):
-        if not file.exists():
-            raise ValueError(f"no file {file}: name one with {option}, or run notebook {notebook}, which measures it")
-    return ServiceTimeModel.from_json(model), Speed.from_json(speed)
+    named = named_arrivals(arrivals)
+    if not named["name"].endswith(".csv"):
+        if time_column is not None:
+            raise ValueError(f"--time-column {time_column}: arrivals {arrivals} have no columns; leave it out, or give "
+                             "a CSV trace")
+        return named, JOBS
+    named |= {"time_column": time_column} if time_column else {}
+    return named, min(JOBS, len(arrival_process(None, **named).arrival_s))
 
 
 @app.command()
@@ -183,13 +238,23 @@ def models():
 @app.command()
 def pdf(target: Annotated[Path, typer.Argument(help="where the PDF goes")]):
     """Typeset the report from what the notebooks of this PROFILE stored."""
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name the file that the PDF becomes")
+    check_folder("target", target.parent)
     from stlib.report import build_pdf
 
     print(f"{build_pdf(target)} written")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command of the arguments; what is wrong with them or their files ends it in one line."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:  # its message is empty where no command is named, and the help was shown
+        sys.exit(f"error: {message}" if (message := error.format_message()) else 2)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

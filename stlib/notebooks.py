@@ -7,7 +7,6 @@ from pathlib import Path
 
 import papermill
 import yaml
-from nbformat import NotebookNode
 from traitlets.config import Config
 
 from stlib import paths
@@ -20,27 +19,18 @@ ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 def execute(notebook: Path, target: Path, parameters: dict) -> Path:
     """Execute a notebook; the executed copy appears whole or not at all, and names no folder of this machine."""
     with paths.whole(target) as scratch:
-        done = papermill.execute_notebook(notebook, scratch, parameters, kernel_name="python3", config=ENCRYPTED)
-        done.metadata["papermill"] |= {"input_path": notebook.name, "output_path": target.name}
-        for cell in done.cells:
-            if cell.cell_type == "code":
-                cell.outputs = _unplaced(cell.outputs)
-        papermill.iorw.write_ipynb(done, str(scratch))
+        papermill.execute_notebook(notebook, scratch, parameters, kernel_name="python3", config=ENCRYPTED)
+        lines = scratch.read_text().splitlines(keepends=True)
+        scratch.write_text("".join(line if '"image/' in line else _unplaced(line) for line in lines))
     return target
 
 
-def _unplaced(output):
-    """The same outputs, where texts name the project, its environment and the home folder by a word."""
-    if isinstance(output, dict):
-        return NotebookNode({key: value if key.startswith("image/") else _unplaced(value)
-                             for key, value in output.items()})
-    if isinstance(output, list):
-        return [_unplaced(one) for one in output]
-    if isinstance(output, str):
-        for folder, word in ((str(paths.ROOT), "."), (sys.prefix, "environment"), (str(Path.home()), "~"),
-                             (tempfile.gettempdir(), "tmp")):
-            output = output.replace(folder, word) if len(folder) > 1 else output
-    return output
+def _unplaced(text: str) -> str:
+    """The text with a word for the folders of the project, its environment, the user and temporary files."""
+    for folder, word in ((str(paths.ROOT), "."), (sys.prefix, "environment"), (str(Path.home()), "~"),
+                         (tempfile.gettempdir(), "tmp")):
+        text = text.replace(folder, word) if len(folder) > 1 else text
+    return text
 
 
 if __name__ == "__main__":

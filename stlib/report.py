@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from filelock import FileLock
+from scipy import stats
 
 from stlib import paths
 
@@ -42,10 +43,9 @@ def begin(notebook: str) -> None:
     _notebook = notebook[:2]
     others = {file.name[:2] for file in (paths.ROOT / "notebooks").glob("[0-9]*.ipynb")} - {_notebook}
     (paths.build() / f"{notebook}.ipynb").unlink(missing_ok=True)
-    for folder in (paths.figures(), paths.generated()):
-        for piece in folder.glob("[0-9]*"):
-            if piece.name[:2] not in others:
-                piece.unlink(missing_ok=True)
+    for piece in (*paths.figures().glob("[0-9]*"), *paths.generated().glob("[0-9]*")):
+        if piece.name[:2] not in others:
+            piece.unlink(missing_ok=True)
     with _macros() as macros:
         for name in [name for name, macro in macros.items() if macro.get("notebook") not in others]:
             del macros[name]
@@ -55,12 +55,8 @@ def begin(notebook: str) -> None:
 def method_colours(names: Iterable[str]) -> dict:
     """A colour for each of these methods, whatever they are called; a name has the same one everywhere."""
     known = dict(zip(METHODS, sns.color_palette("colorblind"), strict=False))
-    return {name: known.get(name) or _colour(name) for name in dict.fromkeys(names)}
-
-
-def _colour(name: str):
-    code = zlib.crc32(name.encode())
-    return sns.husl_palette(1, h=code % 997 / 997, l=0.4 + 0.35 * (code % 101 / 101))[0]
+    return {name: known.get(name) or sns.husl_palette(1, h=zlib.crc32(name.encode()) / 2**32, l=0.5)[0]
+            for name in names}
 
 
 def set_theme() -> None:
@@ -69,6 +65,13 @@ def set_theme() -> None:
     plt.rcParams.update({"figure.figsize": (WIDTH, 0.5 * WIDTH), "figure.constrained_layout.use": True,
                          "savefig.dpi": 200, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
+
+
+def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of independent values (n,) and Student's t interval for it: middle, low, high (NaN below two values)."""
+    values = pd.Series(values, dtype=float)
+    middle, error = values.mean(skipna=False), values.sem(skipna=False)
+    return middle, *stats.t.interval(level, len(values) - 1, middle, error)
 
 
 def points(ax, data: pd.DataFrame, x: str, label: str | None = None) -> None:
@@ -109,7 +112,7 @@ def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:
             data.to_csv(file, index=False)
     with paths.whole(figure) as file:
         fig.savefig(file)
-    return _from_here(figure)
+    return Path(os.path.relpath(figure))  # a notebook that shows it tells nobody where on this machine it was run
 
 
 def strip_figure(rows: dict[str, list], captions: list[str] | None = None):
@@ -176,15 +179,6 @@ def write_macros() -> Path:
     return _write(paths.generated() / "macros.tex", "\n".join(lines) + "\n")
 
 
-def missing() -> list[str]:
-    """What report/main.tex asks for and this profile has not stored: figures, tables and macros, by name."""
-    text = (paths.ROOT / "report" / "main.tex").read_text()
-    pieces = re.findall(r"\\(?:includegraphics(?:\[[^]]*\])?|input)\{(?:generated/)?(\d\d_\w+)\}", text)
-    stored = {file.stem for folder in (paths.figures(), paths.generated()) for file in folder.glob("[0-9]*")}
-    macros = set(re.findall(r"\\([A-Z][A-Za-z]*)", text)) - {"IfFileExists"} - load_macros().keys()
-    return sorted({*pieces} - stored) + sorted(f"\\{name}" for name in macros)
-
-
 def build_pdf(target: Path, timeout_s: float = 120) -> Path:
     """Typeset report/main.tex with this profile's figures, tables and macros.
 
@@ -192,6 +186,7 @@ def build_pdf(target: Path, timeout_s: float = 120) -> Path:
     Raises RuntimeError with TeX's own error lines, FileNotFoundError when there is no pdflatex.
     """
     command = [_pdflatex(), "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
+    paths.build().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tex-", dir=paths.build()) as folder:
         stage = Path(folder)
         shutil.copytree(paths.generated(), stage / "generated", ignore=shutil.ignore_patterns(".*"))
@@ -217,10 +212,11 @@ def export() -> None:
     if paths.profile() == "smoke":
         raise ValueError("the smoke profile is not exported, its sizes mean nothing: use PROFILE=quick or full")
     if not pdf.exists():
-        raise FileNotFoundError(f"no {_from_here(pdf)}: `make report` builds it")
+        raise FileNotFoundError(f"no build/{paths.profile()}/report.pdf: `make report` builds it")
     with FileLock(paths.BUILD / ".export.lock"):
         shown.unlink(missing_ok=True)
-        for made, folder in ((paths.figures(), paths.ROOT / "figures"), (paths.generated(), shown.parent / "generated")):
+        for made, folder in ((paths.figures(), paths.ROOT / "figures"),
+                             (paths.generated(), shown.parent / "generated")):
             folder.mkdir(exist_ok=True)
             for old in filter(Path.is_file, folder.iterdir()):
                 old.unlink()
@@ -265,11 +261,6 @@ def _check_value(name: str, value) -> None:
         usable = False
     if not usable or str(value).strip("+-% \n").lower() in ("nan", "inf", "none", "<na>", "nat"):
         raise ValueError(f"macro {name!r} has the value {value!r}: give a finite number or a text")
-
-
-def _from_here(path: Path) -> Path:
-    """As seen from the working folder, so that no notebook shows where on this machine it was run."""
-    return Path(os.path.relpath(path))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from stlib import paths
+from stlib.__main__ import main
+from stlib.generation import METHODS
+from stlib.queueing.simulation import ROUTINGS
 
 sys.path.insert(0, str(paths.ROOT / "tests" / "prediction"))
 from served import fitted_costs
@@ -20,11 +23,34 @@ def stlib(*arguments, **environment):
                           cwd=paths.ROOT, env=os.environ | environment, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["tell", "predict", "replay", "models", "pdf"])
+@pytest.fixture
+def shell(capsys, monkeypatch):
+    """The same in this process, quicker: what it printed, and the line of its error or the exit code."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stlib", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return capsys.readouterr().out, end.value.code or 0
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["tell", "serve", "predict", "replay", "models", "pdf"])
 def test_help(command):
-    done = stlib(command, "--help")
+    done = stlib(command, "--help", COLUMNS="200")
     assert done.returncode == 0
     assert "Usage" in done.stdout
+    if "--method" in done.stdout:
+        assert f"inference method: {', '.join(METHODS)} " in done.stdout
+    if "--routing" in done.stdout:
+        assert ", ".join(ROUTINGS) in done.stdout
+
+
+def test_every_command_is_in_the_help(shell):
+    told, code = shell()
+    assert code == 2 and all(command in told for command in ("tell", "serve", "predict", "replay", "models", "pdf"))
+    assert shell("paint")[1] == "error: No such command 'paint'."
+    assert shell("predict")[1] == "error: Missing option '--rate'."
 
 
 def test_tell_saves_a_story(tmp_path):
@@ -44,12 +70,45 @@ def test_tell_saves_a_story(tmp_path):
     (["", "--panels", "1"], "empty"),
     (["x" * 10_000], "10000 characters"),
     (["a fox", "--ldm", "no/such/folder"], "no folder no/such/folder"),
+    (["a fox", "--precision", "fp7"], "precision 'fp7' is not implemented: use one of fp32, "),
+    (["a fox", "--device", "abacus"], "device 'abacus'"),
 ])
 def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, arguments, message):
     done = stlib("tell", *arguments, "--out", str(tmp_path / "story"))
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option, field, allowed", [
+    ("--panels", "n_panels", "1 to 16"), ("--steps", "steps", "1 to 200"), ("--llm-tokens", "llm_tokens", "1 to 1024"),
+    ("--guidance", "guidance_scale", "0 to 50"), ("--seed", "seed", "0 to 4294967295"),
+])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e99", "many"])
+def test_numbers_of_a_story_are_refused_in_one_line(shell, tmp_path, option, field, allowed, value):
+    error = shell("tell", "a fox", option, value, "--out", tmp_path / "story")[1]
+    assert error.startswith("error: ") and field in error and value.strip("-") in error.replace("+", "")
+    assert allowed in error and "\n" not in error and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(shell, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "empty")
+    before = sorted(tmp_path.iterdir())
+    for out in ("file", "file/story", "link", "loop", "x" * 250, "x" * 300, "new/" + "x" * 300):
+        error = shell("tell", "a fox", "--out", tmp_path / out)[1]
+        assert re.match(f"error: --out .*{out} cannot be written .*: name another", error)
+        assert sorted(tmp_path.iterdir()) == before
+    assert "is there already and not empty" in shell("tell", "a fox", "--out", tmp_path)[1]
+    for out in ("/proc/story", "/proc/a/b/story"):
+        assert f"--out {out} cannot be written" in shell("tell", "a fox", "--out", out)[1]
+    for out in ("file", "file/results", "/proc/results"):
+        assert "cannot be written" in shell("replay", "--rate", 1, "--out", tmp_path / out)[1]
+    assert "is a folder" in shell("pdf", tmp_path)[1]
+    assert "cannot be written" in shell("pdf", tmp_path / "file" / "report.pdf")[1]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_unknown_profile(tmp_path):
@@ -79,6 +138,67 @@ def test_predict_answers_in_a_line_and_plans(fitted):
     assert "with more than 2 replicas busy (not measured) each has the speed of 2, 0.850" in done.stdout
 
 
+def test_predict_beyond_the_capacity_tells_the_replicas(shell, fitted):
+    told, code = shell("predict", "--rate", 5, "--replicas", 2, "--target", "p95=6", *fitted)
+    assert code == 0 and "on 2 replicas (rho 3." in told and "the queue only grows" in told
+    k, most = re.search(r"p95=6 .*: (\d+) replicas for 5 jobs/s; 2 replicas up to (\S+) jobs/s", told).groups()
+    for rate, replicas in ((5, k), (most, 2)):
+        told = shell("predict", "--rate", rate, "--replicas", replicas, *fitted)[0]
+        assert float(re.search(r"p95 (\S+)", told)[1]) <= 6
+    _, error = shell("predict", "--rate", 5, "--replicas", 2, *fitted)
+    capacity, carry = re.search(r"less than (\S+) jobs .* take (\d+) replicas or more", error).groups()
+    carry = int(carry)
+    assert carry <= int(k) and float(most) < float(capacity)
+    assert shell("predict", "--rate", 5, "--replicas", carry, *fitted)[1] == 0
+    assert "do less than" in shell("predict", "--rate", 5, "--replicas", carry - 1, *fitted)[1]
+
+
+def test_predict_plans_for_hundreds_of_replicas_and_several_targets(shell, fitted):
+    told, code = shell("predict", "--method", "parallel", "--rate", 100, "--replicas", 200, "--target", "p95=6",
+                       "--target", "slo=4:0.99", "--target", "wq=0.1", *fitted)
+    answers = [int(k) for k in re.findall(r"s\): (\d+) replicas for 100 jobs/s", told)]
+    load = 200 * float(re.search(r"rho (\S+)\)", told)[1])
+    assert code == 0 and len(answers) == 3 and all(0.99 * load < k < 1.15 * load for k in answers)
+    assert answers[0] <= answers[1] and "p99 " in told and "p99 up to 4 s" in told
+
+
+@pytest.mark.parametrize("target, reason", [
+    ("p95=0.1", "is below .*, what an almost empty system gives"), ("slo=0.5:0.9", "is below"),
+    ("p100=6", "p1 to p99.9"), ("slo=6:1.2", "0.01 to 0.999"),
+])
+def test_targets_out_of_reach_are_refused(shell, fitted, target, reason):
+    told, error = shell("predict", "--rate", 0.4, "--target", target, *fitted)
+    assert not told and re.search(f"error: target .*{reason}", error)
+
+
+@pytest.mark.parametrize("command, option, least, most", [
+    ("predict", "--rate", "above 0", 10**7), ("predict", "--replicas", "at least 1", 1001),
+    ("predict", "--slo", "above 0", None), ("replay", "--rate", "above 0", 10**7), ("replay", "--rho", "above 0", 1),
+    ("replay", "--replicas", "at least 1", None), ("replay", "--jobs", "at least 1", 2.5),
+    ("replay", "--calibration", "at least 10", 3), ("replay", "--seed", "at least 0", 2**32),
+    ("replay", "--cell", "at least 0", 1.0), ("serve", "--port", "at least 0", 70000),
+    ("serve", "--replicas", "at least 1", 1e3), ("serve", "--max-waiting", "at least 0", -0.5),
+])
+def test_numbers_out_of_range_are_refused_in_one_line(shell, command, option, least, most):
+    for value in ("-1", "nan", "inf", "-inf", "many", "", *([] if most is None else [str(most)]),
+                  *(["0"] if least == "above 0" else [])):
+        _, error = shell(command, option, value)
+        assert error.startswith("error: ") and option in error and least in error and error.endswith(f"not {value}")
+
+
+def test_a_trace_is_replayed_as_long_as_it_is(shell, fitted, tmp_path):
+    (tmp_path / "three.csv").write_text("time,x\n0,1\n0.5,1\n1.0,1\n")
+    replay = ["replay", "--mix", "images", "--arrivals", tmp_path / "three.csv", "--out", tmp_path / "out"]
+    for jobs in ((), ("--jobs", 3), ("--jobs", 1)):  # all is right but the model, which is read next
+        assert "no file none.json" in shell(*replay, *jobs, "--model", "none.json")[1]
+    assert re.search("n_jobs = 4, .*three.csv has 3 arrivals", shell(*replay, "--jobs", 4, *fitted)[1])
+    assert "no file none.json" in shell("replay", "--rate", 1, "--model", "none.json")[1]
+    error = shell("replay", "--rate", 1, "--time-column", "when")[1]
+    assert "--time-column when: arrivals poisson have no columns" in error
+    assert "a trace ends" in shell("predict", "--rate", 1, "--arrivals", tmp_path / "three.csv", *fitted)[1]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["predict", "--rate", "9"], "1 replicas do less than"),
     (["predict", "--rate", "0.4", "--target", "p95=soon"], "target 'p95=soon'"),
@@ -97,3 +217,18 @@ def test_bad_requests_are_one_clear_line(fitted, arguments, message):
 def test_a_missing_model_names_the_remedy(fitted, tmp_path):
     done = stlib("predict", "--rate", "0.4", "--costs", str(tmp_path / "none.json"))
     assert done.returncode != 0 and "run notebooks 05" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "{}", "null", '{"speed": {}}', "\xff"])
+def test_a_file_of_another_kind_is_one_clear_line(shell, fitted, tmp_path, text):
+    (tmp_path / "other.json").write_bytes(text.encode("latin-1"))
+    error = shell("predict", "--rate", 0.4, "--costs", tmp_path / "other.json")[1]
+    assert re.match("error: .*other.json holds no costs of this version", error) and "\n" not in error
+    assert "Is a directory" in shell("predict", "--rate", 0.4, "--costs", tmp_path)[1]
+
+
+def test_a_mix_of_another_workload_is_refused(shell, fitted, tmp_path):
+    text = (paths.MIXES / "images.yml").read_text()
+    (tmp_path / "tables.yml").write_text(re.sub("workload: .*", "workload: sleep", text))
+    for command in (["predict", "--rate", 0.4], ["replay", "--rate", 0.4]):
+        assert re.search("tables.yml.*'sleep'", shell(*command, "--mix", tmp_path / "tables.yml", *fitted)[1])

@@ -125,13 +125,13 @@ class Costs:
         if len(rows) < 10 or np.ptp(values) == 0:
             raise ValueError(f"{len(rows)} rows, their {term} from {values.min():g} to {values.max():g}: give at least "
                              "10 rows that vary it")
-        mean = self.mean_s(rows, rows["method"].to_numpy(), self.factor(rows["probe_s"]))
-        x = np.column_stack([np.ones(len(rows)), values / mean])  # the constant is the machine's and the process's
-        y = _column(rows, "run_s") / mean
-        fitted = np.linalg.lstsq(x, y, rcond=None)[0]
+        mean = self.mean_s(rows, rows["method"].to_numpy())
+        y = _column(rows, "run_s") / (mean * self.factor(rows["probe_s"]) ** self.gamma)
+        x = np.column_stack([np.ones(len(rows)), values / mean])
+        level, slope = np.linalg.lstsq(x, y, rcond=None)[0]  # level: what the probes leave of these processes' speed
         covariance = np.pad(self.covariance, (0, 1))
-        covariance[-1, -1] = hc3(x, y - x @ fitted)[1, 1]
-        return replace(self, terms=(*self.terms, term), beta=np.append(self.beta, fitted[1]), covariance=covariance)
+        covariance[-1, -1] = hc3(x, y - x @ [level, slope])[1, 1] / level**2
+        return replace(self, terms=(*self.terms, term), beta=np.append(self.beta, slope / level), covariance=covariance)
 
     def factor(self, probe_s, at_s=None, reference_s: float | None = None) -> np.ndarray:
         """The machine factor of probes taken while no other replica is busy, (n,).

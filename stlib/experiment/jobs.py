@@ -1,93 +1,187 @@
 """What is asked for: job mixes, pools of stories, the jobs and arrivals of a run."""
 
+import math
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from stlib import paths
 from stlib.queueing.arrivals import arrival_process
-
-COLUMNS = ("job_id", "workload", "prompt", "n_panels", "captions", "llm_tokens", "exact_tokens", "steps", "image_size",
-           "guidance_scale", "seed")
-DRAWN = ("n_panels", "steps", "llm_tokens", "image_size", "guidance_scale")  # each drawn independently of the others
+from stlib.serving.workloads import make_workload
+from stlib.settings import build, many, read_yaml, within
 
 
 @dataclass(frozen=True)
 class JobMix:
     """A mix of jobs of one workload.
 
-    choices: for each field of DRAWN its possible values and their probabilities.
+    choices: for each field its possible values and their probabilities, drawn independently of the other fields; the
+    values of "classes" are dicts of fields that are drawn together.
     stories: the pool the texts are drawn from, dicts with `prompt` and `captions`.
     texts: what a job carries of its story, any of `prompt` and `captions`.
+    columns: of the jobs. first: the fields drawn before the stories, in this order.
     """
 
     name: str
     workload: str
-    choices: dict[str, tuple[np.ndarray, np.ndarray]]
+    choices: dict[str, tuple[tuple, np.ndarray]]
     stories: tuple[dict, ...]
     texts: tuple[str, ...]
-    exact_tokens: bool
+    columns: tuple[str, ...]
+    first: tuple[str, ...]
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "JobMix":
-        """Read a mix, such as data/mixes/stories.yml; a bare name is looked for there."""
+        """Read a mix, such as data/mixes/stories.yml; a bare name is looked for there.
+
+        Raises ValueError for what is wrong in the file, or a job that the workload refuses: file, field and value.
+        """
         path = Path(path) if Path(path).suffix else paths.MIXES / f"{path}.yml"
         if not path.exists():
             known = ", ".join(sorted(file.stem for file in paths.MIXES.glob("*.yml")))
             raise ValueError(f"no job mix {path}: give a YAML file or one of {known}")
-        text = yaml.safe_load(path.read_text())
-        unknown = set(text) - {"workload", "texts", "pool", "exact_tokens", *DRAWN}
-        if unknown:
-            raise ValueError(f"{path.name}: unknown field {sorted(unknown)[0]!r}; a mix has {', '.join(DRAWN)}, "
-                             "workload, texts, pool and exact_tokens")
-        pool = yaml.safe_load((paths.DATA / "prompts.yml").read_text())[text["pool"]]
-        return cls(name=path.stem, workload=text["workload"], texts=tuple(text["texts"]),
-                   exact_tokens=bool(text.get("exact_tokens", False)), stories=tuple(pool),
-                   choices={field: _choice(path.name, field, text[field]) for field in DRAWN})
+        given = read_yaml(path)
+        head = build(path.name, _Head, {name: given.pop(name) for name in _Head.__annotations__ if name in given})
+        with within(path.name):
+            workload = make_workload(head.workload)
+            stories = () if head.pool is None else tuple(story_pool(head.pool))
+            choices = {field: _choice(field, value) for field, value in given.items()}
+            if head.classes:
+                choices["classes"] = _classes(head.classes)
+            known = getattr(workload, "fields", {})
+            names = _check_fields(known, head, choices)
+            choices |= {field: _choice(field, value) for field, value in known.items()
+                        if value not in (..., None) and field not in (*names, *head.texts)}
+            columns = tuple(known or (*names, *head.texts))
+            first = tuple(field for field in getattr(workload, "drawn_first", ()) if field in choices)
+            ordered = {field: choices[field] for field in (*first, *columns, "classes") if field in choices}
+            mix = cls(path.stem, head.workload, ordered, stories, head.texts, columns, first)
+            mix._check(getattr(workload, "check", workload.validate))
+        return mix
 
     def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
-        """Draw `n` jobs: one row a job, the columns of COLUMNS.
+        """Draw `n` jobs, one row a job: `job_id`, `workload`, and the workload's fields but the menu's.
 
         A text that the mix's jobs do not carry is an empty prompt, or None for captions.
         """
-        jobs = pd.DataFrame({field: rng.choice(values, size=n, p=shares)
-                             for field, (values, shares) in self.choices.items()})
-        stories = [self.stories[i] for i in rng.integers(len(self.stories), size=n)]
-        jobs["job_id"], jobs["workload"], jobs["exact_tokens"] = np.arange(n), self.workload, self.exact_tokens
-        jobs["seed"] = rng.integers(2**31, size=n)
-        with_prompt, with_captions = "prompt" in self.texts, "captions" in self.texts
-        jobs["prompt"] = [story["prompt"] if with_prompt else "" for story in stories]
-        jobs["captions"] = [tuple(story["captions"][:panels]) if with_captions else None
-                            for story, panels in zip(stories, jobs["n_panels"], strict=True)]
-        return jobs[list(COLUMNS)]
+        drawn = {field: self._draw(field, n, rng) for field in self.first}
+        stories = [self.stories[i] for i in rng.integers(len(self.stories), size=n)] if self.stories else [{}] * n
+        seeds = rng.integers(2**31, size=n)
+        drawn |= {field: self._draw(field, n, rng) for field in self.choices if field not in self.first}
+        if "classes" in drawn:
+            drawn |= pd.DataFrame(list(drawn.pop("classes"))).to_dict("series")
+        jobs = pd.DataFrame(drawn | {"job_id": np.arange(n), "workload": self.workload})
+        carried = [self._carried(*of) for of in zip(stories, jobs.get("n_panels", [None] * n), strict=True)]
+        jobs = jobs.assign(**{name: [texts[name] for texts in carried] for name in self.texts})
+        jobs = jobs.assign(**{name: seeds if name == "seed" else None for name in self.columns if name not in jobs})
+        return jobs[["job_id", "workload", *self.columns]]
 
     def combinations(self) -> tuple[pd.DataFrame, np.ndarray]:
-        """Every combination of the fields of DRAWN, as jobs of the pool's first prompt, and their probabilities."""
-        grid = pd.DataFrame(product(*(self.choices[field][0] for field in DRAWN)), columns=DRAWN)
-        shares = list(product(*(self.choices[field][1] for field in DRAWN)))
-        prompt = self.stories[0]["prompt"] if "prompt" in self.texts else ""
-        return grid.assign(prompt=prompt, exact_tokens=self.exact_tokens), np.prod(shares, axis=1)
+        """Every combination of the mix's choices, as jobs of the pool's first prompt, and their probabilities."""
+        grid = pd.DataFrame(self._rows())
+        if "prompt" in self.texts:
+            grid["prompt"] = self.stories[0]["prompt"]
+        rest = [name for name in self.columns if name in grid and name not in self.first]
+        shares = list(product(*(shares for _, shares in self.choices.values())))
+        return grid[[*self.first, *rest]], np.prod(shares, axis=1)
+
+    def _draw(self, field: str, n: int, rng: np.random.Generator) -> np.ndarray:
+        values, shares = self.choices[field]
+        p = shares if len(values) > 1 or field in self.first else None  # None: one value takes no random numbers
+        return pd.Series(values).to_numpy()[rng.choice(len(values), size=n, p=p)]
+
+    def _rows(self) -> list[dict]:
+        rows = [dict(zip(self.choices, row, strict=True)) for row in product(*(v for v, _ in self.choices.values()))]
+        return [row | row.pop("classes", {}) for row in rows]
+
+    def _carried(self, story: dict, n_panels: int | None) -> dict:
+        """The texts of a job of this story: its prompt, a caption for each panel."""
+        captions = story.get("captions", ())[:n_panels if isinstance(n_panels, int) else None]
+        if "captions" in self.texts and isinstance(n_panels, int) and len(captions) < n_panels:
+            raise ValueError(f"n_panels = {n_panels}: the pool's stories have {len(captions)} captions; give at most "
+                             "as many, or leave captions out of texts")
+        return {name: captions if name == "captions" else story[name] for name in self.texts}
+
+    def _check(self, check) -> None:
+        """Each combination and each story once, by the workload."""
+        rows, stories = self._rows(), self.stories or ({},)
+        for _, row, story in zip(range(max(len(rows), len(stories))), cycle(rows), cycle(stories), strict=False):
+            check(row | self._carried(story, row.get("n_panels")))
 
 
-def _choice(file: str, field: str, given) -> tuple[np.ndarray, np.ndarray]:
+@dataclass
+class _Head:
+    """The fields of every mix; the others are choices, and the workload says which there are."""
+
+    workload: str
+    texts: many(str) = ()
+    pool: str | None = None
+    classes: many(dict) = ()
+
+
+def _choice(field: str, given) -> tuple[tuple, np.ndarray]:
     """A value, a list of equally likely values, or value: weight."""
-    weights = given if isinstance(given, dict) else dict.fromkeys(given if isinstance(given, list) else [given], 1)
-    shares = np.array(list(weights.values()), float)
-    if not len(shares) or not np.isfinite(shares).all() or (shares <= 0).any():
-        raise ValueError(f"{file}: {field} needs values with positive weights, not {given!r}")
-    return np.array(list(weights)), shares / shares.sum()
+    values = tuple(given) if isinstance(given, (dict, list)) else (given,)
+    if not values or any(value is None or value in values[:i] for i, value in enumerate(values)):
+        raise ValueError(f"{field} = {given!r}: give a value, a list of different values, or value: weight")
+    return values, _shares(field, list(given.values()) if isinstance(given, dict) else [1] * len(values))
+
+
+def _classes(classes: tuple[dict, ...]) -> tuple[tuple, np.ndarray]:
+    """Fields that are drawn together, each class with a weight."""
+    for i, one in enumerate(classes):
+        if "weight" not in one or len(one) < 2 or one.keys() != classes[0].keys() or None in one.values():
+            raise ValueError(f"classes[{i}] = {one}: give each class a weight and a value of the same fields")
+    fields = tuple({field: value for field, value in one.items() if field != "weight"} for one in classes)
+    return fields, _shares("classes", [one["weight"] for one in classes])
+
+
+def _shares(field: str, weights: list) -> np.ndarray:
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            raise ValueError(f"{field} has the weight {weight!r}: give a finite number above 0")
+    shares = np.array(weights, float)
+    return shares / shares.sum()
+
+
+def _check_fields(known: dict, head: _Head, choices: dict) -> list[str]:
+    """The names of the fields that are given. known: those of the workload; if it names none, any may be."""
+    names = [*choices, *choices["classes"][0][0]] if "classes" in choices else [*choices]
+    names = [name for name in names if name != "classes"]
+    texts = [text for text in ("prompt", "captions") if text in (known or head.texts)]
+    for text in head.texts:
+        if text not in texts:
+            raise ValueError(f"texts: {head.workload} jobs have no text {text!r}; give {' and '.join(texts) or 'none'}")
+    if (head.pool is None) != (not head.texts):
+        raise ValueError(f"{'pool' if head.pool is None else 'texts'} is missing: a pool of data/prompts.yml and the "
+                         "texts that a job carries of its story belong together")
+    for i, name in enumerate(names):
+        if name in (*names[:i], *head.texts):
+            raise ValueError(f"{name} is given twice: beside the classes or texts that give it too; leave one out")
+        if known and name not in known:
+            raise ValueError(f"unknown field {name!r}; a mix of {head.workload} jobs may have {', '.join(known)}, and "
+                             f"{', '.join(_Head.__annotations__)}")
+    for name, default in known.items():
+        if default is ... and name not in names:
+            raise ValueError(f"{name} is missing: give a value, a list of equally likely values, or value: weight")
+    return names
 
 
 def story_pool(name: str) -> list[dict]:
     """A committed pool of stories, dicts with `prompt` and `captions`. Raises ValueError for an unknown name."""
-    pools = yaml.safe_load((paths.DATA / "prompts.yml").read_text())
+    pools = read_yaml(paths.DATA / "prompts.yml")
     if name not in pools:
         raise ValueError(f"no story pool {name!r}: data/prompts.yml has {', '.join(pools)}")
-    return pools[name]
+    if not isinstance(pools[name], list) or not pools[name]:
+        raise ValueError(f"prompts.yml: {name} = {pools[name]!r}: give a list of stories")
+    return [build(f"prompts.yml: {name}[{i}]", _story, story) for i, story in enumerate(pools[name])]
+
+
+def _story(prompt: str, captions: many(str)) -> dict:
+    return {"prompt": prompt, "captions": captions}
 
 
 def as_story_jobs(runs: pd.DataFrame, stories: list[dict], seeds) -> pd.DataFrame:

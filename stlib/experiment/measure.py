@@ -10,13 +10,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle, islice
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from stlib.serving.replica import start_replica, stop_replica
+from stlib.serving.replica import ReplicaSpec, stop_replica
+from stlib.serving.rules import options_of
 
 Doer = Callable[[dict], dict]
 LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment", "block", "replicate",
@@ -24,17 +26,17 @@ LABELS = {"run", "workload", "method", "threads", "job_id", "mix", "experiment",
 WARM_UP = 8  # jobs of a fresh process
 
 
-def run_on(handle) -> Doer:
-    """The doer that has a replica (a handle of `start_replica`) do a row's job by its `method`, probes around it.
+def run_on(handle, menu: dict | None = None) -> Doer:
+    """The doer that has a replica (a handle of `ReplicaSpec.start`) do a row's job by its `method`, probes around it.
 
-    A row's other entries, but for LABELS and None, are the job's parameters; the products are what `Replica.run`
-    measured.
+    A row's other entries, but for LABELS and None, are the job's parameters, with those that the method stands for in
+    the menu (left out: the parameter `method`); the products are what `Replica.run` measured.
     """
     import ray
 
     def run(row: dict) -> dict:
         params = {name: value for name, value in row.items() if name not in LABELS and value is not None}
-        return ray.get(handle.run.remote(params, row.get("method")))[1]
+        return ray.get(handle.run.remote(params | options_of(row.get("method"), menu)))[1]
 
     return run
 
@@ -44,24 +46,26 @@ class FreshReplicas:
 
     A process keeps the memory it was given, and with it about a percent of its speed, for its life: runs that are to
     speak for any process are spread over many. The products get `process`, an id of the replicas that no others have:
-    a measurement that is resumed does so in another process.
+    a measurement that is resumed does so in another process. spec: what each replica is, but for its threads, or a
+    workload's name.
     """
 
-    def __init__(self, workload: str, runs: int | None = None):
-        self.workload, self.runs, self.handles = workload, runs, {}
+    def __init__(self, spec: ReplicaSpec | str, runs: int | None = None, menu: dict | None = None):
+        self.spec = ReplicaSpec(spec) if isinstance(spec, str) else spec
+        self.runs, self.menu, self.handles = runs, menu, {}
         self.stop()
 
     def __call__(self, row: dict) -> dict:
         if self.done == self.runs:
             self.stop()
-        products = run_on(self.handle(row.get("threads", 1)))(row)
+        products = run_on(self.handle(row.get("threads", 1)), self.menu)(row)
         self.done += 1
         return products | {"process": self.process}
 
     def handle(self, threads: int = 1):
         """The handle of the replica with so many threads, started if it is not there."""
         if threads not in self.handles:
-            self.handles[threads] = start_replica(self.workload, threads=threads)
+            self.handles[threads] = replace(self.spec, threads=threads).start()
         return self.handles[threads]
 
     def stop(self) -> None:

@@ -26,7 +26,7 @@ from stlib.prediction.predict import MixWork, System, declared_speed, estimator
 from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
-from stlib.serving.workloads import make_workload
+from stlib.serving.replica import ReplicaSpec
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Campaign:
     def __post_init__(self):
         checks.whole(n_jobs=self.n_jobs)
         checks.whole(LEAST_JOBS, calibration=self.calibration)
+        checks.whole(0, seed=self.seed)
+        checks.positive(**{f"slo_factors[{i}]": factor for i, factor in enumerate(self.slo_factors)})
         for number, cell in self.cells.items():
             _check(number, cell, self)
 
@@ -114,23 +116,22 @@ def read_cell(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFr
 
 
 def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, results: Path | None = None,
-             again: bool = False) -> Path:
+             again: bool = False, spec: ReplicaSpec | None = None) -> Path:
     """Serve a cell and keep it; returns its folder.
 
     A finished run is kept and not repeated if all that its serving rests on is the same (the campaign's numbers, the
-    cell, its mix, trace and shared arrivals, the costs, weights and code), unless `again`: then both are kept. An
-    interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica, which is warmed up and
-    calibrated. The calibration before the run gives the level, and rho = lam E[work] level / (k speed[k]) the rate,
-    E[work] with one probe a job. Raises ValueError if the cell shares arrivals with one that has no run.
+    cell, its mix, trace and shared arrivals, the costs, the spec, weights and code), unless `again`: then both are
+    kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica of the `spec` (left
+    out: stories by the embedded models), which is warmed up and calibrated. The calibration before the run gives the
+    level, and rho = lam E[work] level / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the
+    cell shares arrivals with one that has no run.
     """
-    from stlib.generation import weights_hash
-
-    cell, results = campaign.cells[number], results or paths.results()
+    cell, results, spec = campaign.cells[number], results or paths.results(), spec or ReplicaSpec()
     mix, k = JobMix.from_yaml(cell.mix), cell.replicas
     given = {name: value for name, value in asdict(cell).items() if value is not None}
     shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
     trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
-    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, costs, weights_hash(),
+    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, costs, spec, spec.weights_hash(),
                  code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=cell.method))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
@@ -147,8 +148,8 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * system.capacity),
             "n_jobs": campaign.n_jobs, "seed": campaign.seed + number} | shared
     jobs, arrival_s, lam = drawn(mix, **plan)
-    estimate = estimator(costs, make_workload("story"), system.level / declared_speed(vars(cell), costs), probing=True)
-    table, products, queue = serve(jobs, arrival_s, cell, handles, estimate)
+    estimate = estimator(costs, spec.make(), system.level / declared_speed(vars(cell), costs), probing=True)
+    table, products, queue = serve(jobs, arrival_s, cell, spec, handles, estimate)
     after = side_by_side(doers, whole, label="calibration after").assign(when="after")
     baseline_s = float(MixWork.of(costs, mix, [campaign.baseline]).mean[0])
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
@@ -160,7 +161,7 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
                                    "calibration": pd.concat([before, after], ignore_index=True)}, costs)
 
 
-def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles, estimate) -> tuple:
     """Serve the jobs; returns the job table, the products and what the dispatcher counted."""
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
@@ -169,7 +170,7 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, handles, estimate) -> tuple
     from stlib.serving.targets import HttpTarget
 
     estimate = estimate if cell.http or cell.routing == "least_work" else None  # a millisecond a job
-    with Dispatcher("story", cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
+    with Dispatcher(spec, cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
                     handles=handles) as dispatcher:
         if not cell.http:
             table, products = replay(jobs, arrival_s, dispatcher)
@@ -184,12 +185,12 @@ def _check(number: int, cell: Cell, campaign: Campaign) -> None:
     from stlib.generation import METHODS  # seconds to import, which a prediction need not wait for
     from stlib.serving.targets import ROUTES
 
-    JobMix.from_yaml(cell.mix)
-    for name, value, known in (("method", cell.method, METHODS), ("routing", cell.routing, ROUTINGS),
-                               ("http", cell.http or ROUTES[0], ROUTES)):
+    for name, value, known in (("method", cell.method, METHODS), ("baseline", campaign.baseline, METHODS),
+                               ("routing", cell.routing, ROUTINGS), ("http", cell.http or ROUTES[0], ROUTES),
+                               (f"workload of the mix {cell.mix}", JobMix.from_yaml(cell.mix).workload, ["story"])):
         if value not in known:
             raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known)}")
-    checks.whole(replicas=cell.replicas)
+    checks.whole(**{f"cell {number}: replicas": cell.replicas})
     given = [cell.rho is not None, cell.rate is not None, cell.same_as is not None]
     traced = cell.arrivals is not None and cell.arrivals["name"].endswith(".csv")
     if sum(given) not in ((0, 1) if traced else (1,)) or (cell.arrivals is None) != (cell.same_as is not None):
@@ -199,9 +200,13 @@ def _check(number: int, cell: Cell, campaign: Campaign) -> None:
     if cell.same_as is not None and (cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as):
         raise ValueError(f"cell {number}: same_as = {cell.same_as} is no cell with arrivals of its own: it may be one "
                          f"of {', '.join(str(n) for n, other in campaign.cells.items() if other.same_as is None)}")
+    if cell.rate is not None:
+        checks.positive(**{f"cell {number}: rate": cell.rate})
     if cell.arrivals is not None:
-        arrival_process(cell.rate or 1.0, **cell.arrivals).sample(campaign.n_jobs if traced else 1,
-                                                                  np.random.default_rng(0))
+        process = arrival_process(cell.rate or 1.0, **cell.arrivals)
+        if traced and campaign.n_jobs > len(process.arrival_s):
+            raise ValueError(f"cell {number}: n_jobs = {campaign.n_jobs}, but {cell.arrivals['name']} has "
+                             f"{len(process.arrival_s)} arrivals: ask for {len(process.arrival_s)} jobs or fewer")
 
 
 def _shared(results: Path, cell: Cell) -> dict:

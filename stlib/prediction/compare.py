@@ -64,7 +64,7 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     arrival_s, slo_s = table["arrival_s"].to_numpy(), tuple(cell["slo_s"])
     process = arrival_process(cell["lam"], **cell["arrivals"])
     factor = machine_factors(table, products, costs, costs.probe_ratios(cell["method"], plain_of.k), probe_s)
-    again = recursion(arrival_s, table["service_s"] + costs.dispatch_s, table["replica"].to_numpy())
+    again = recursion(arrival_s, table["service_s"] + costs.dispatch_s, table["replica"], table["start_s"])
 
     def simulated(of: System, draw, n_runs):
         return of.finite(draw, n_runs, np.random.default_rng([cell["seed"], 2]), slo_s)

@@ -113,6 +113,9 @@ class System:
            **given) -> "System":
         """From fitted costs and a mix; method: of all jobs, or a policy: names by the number of outstanding jobs."""
         mix = mix if isinstance(mix, JobMix) else JobMix.from_yaml(mix)
+        if mix.workload != costs.workload:
+            raise ValueError(f"mix {mix.name} is of the workload {mix.workload!r}, the costs of {costs.workload!r}: "
+                             "take a mix of these")
         names = [method] if isinstance(method, str) else list(method)
         methods = tuple(dict.fromkeys(names))
         return cls(costs, MixWork.of(costs, mix, methods, seed), methods, tuple(map(methods.index, names)), k, **given)
@@ -190,18 +193,28 @@ class System:
                  n_jobs: int = 20_000) -> pd.DataFrame:
         """Metrics of long runs at level 1, their first tenth left out: a row a run; always the same random numbers.
 
+        With many replicas the runs are longer than n_jobs: their first tenth has at least five jobs a replica.
+
         Raises ValueError at or above the capacity.
         """
         if not 0 < rate < self.capacity:
             raise ValueError(f"rate = {rate:g}: {self.k} replicas do less than {self.capacity:.3f} jobs a second "
                              f"(rho = 1) by {self.methods[self.policy[-1]]}; lower the rate or add replicas")
-        rng, process = np.random.default_rng(0), arrival_process(rate, **self.arrivals)
+        n_jobs, rng = max(n_jobs, 50 * self.k), np.random.default_rng(0)
+        process = arrival_process(rate, **self.arrivals)
         arrival_s = np.stack([process.sample(n_jobs, rng) for _ in range(runs)])
         work, mean = self.work.sample(rng, arrival_s.shape)
         jobs = check_jobs(arrival_s, (work + self.costs.dispatch_s) * self._relative_speed(), mean)
         rows = run_jobs(*jobs, self.k, rng=rng, workers=cpu_count(), **self.options)
         response, wait = ((column - arrival_s)[:, n_jobs // 10 :] for column in (rows.finish, rows.start))
         return pd.DataFrame(reduce_runs(response, wait, slo_s, percentiles))
+
+    def metric(self, name: str, rate: float) -> float:
+        """A metric of `long_run` (mean, wq, p95, slo_6), infinite at or above the capacity: for `planning`."""
+        if rate >= self.capacity:
+            return np.inf
+        percentiles = [float(name[1:])] if name.startswith("p") else []
+        return float(self.long_run(rate, percentiles=percentiles)[name].mean())
 
     def formula(self, rate: float, n: int = 300) -> formulas.QueueMetrics | None:
         """M/G/k, all replicas at speed[k]; None where it does not hold. For one replica exact (Pollaczek-Khinchine).

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stlib.queueing import checks
+from stlib.queueing.times import read_times, refuse_bad_times
 
 LAWS = ("gamma", "hyperexponential", "lognormal", "deterministic")
 LEAST_SCV = 1e-9  # of a law that is not deterministic
@@ -33,7 +34,7 @@ class Poisson:
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return the first n arrival times, (n,) seconds."""
-        checks.whole(n=n)
+        n = checks.whole(n=n)
         return rng.exponential(1 / self.rate, n).cumsum()
 
 
@@ -63,7 +64,7 @@ class Renewal:
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return the first n arrival times, (n,) seconds."""
-        checks.whole(n=n)
+        n = checks.whole(n=n)
         mean, scv = 1 / self.rate, self.scv
         if self.law == "gamma":
             gaps = rng.gamma(1 / scv, scv * mean, n)
@@ -97,27 +98,26 @@ class MMPP2:
         checks.positive(switch1=self.switch1, switch2=self.switch2, **{"the larger rate": max(self.rate1, self.rate2)})
 
     @classmethod
-    def from_dispersion(cls, rate: float, idc: float, burst_s: float, burst_share: float = 0.5) -> "MMPP2":
-        """Return the process of mean `rate` and index of dispersion `idc` (> 1) over long windows.
+    def fit(cls, rate: float, scv: float, idc: float, burst_share: float = 0.5) -> "MMPP2":
+        """The process of this rate, SCV of inter-arrival times and IDC over long windows, 1 < scv <= idc.
 
-        Phase 1 is the burst: it lasts `burst_s` seconds in the mean and fills `burst_share`, in (0, 1), of the time.
-        With p = burst_share, s = 1 / (burst_s (1 - p)) and d the rates' difference,
-        idc = 1 + 2 p (1 - p) d^2 / (rate s), see `idc`; ValueError where the quiet phase would need a negative rate.
+        These leave one of its four parameters open; `burst_share`, the share of time in the phase of higher rate,
+        closes the fit. With V the variance of the momentary rate and s the sum of the switching rates, the stationary
+        equation pi (D0 + D1) = 0 gives idc = 1 + 2 V / (rate s) and scv = 1 + 2 V / (rate s + rate1 rate2). Without s
+        this is a quadratic in x = sqrt(V) / rate with one positive root, which leaves rate2 >= 0; at scv = idc phase 2
+        is silent. Raises ValueError outside the range: no MMPP(2) has scv > idc.
         """
-        checks.positive(rate=rate, burst_s=burst_s)
-        if not 0 < burst_share < 1:
-            raise ValueError(f"burst_share = {burst_share} must lie in (0, 1); give the share of time spent in bursts")
-        quiet_share = 1 - burst_share
-        switching = 1 / (burst_s * quiet_share)
-        highest = 1 + 2 * rate * quiet_share / (burst_share * switching)
-        if not 1 < idc <= highest:
-            raise ValueError(
-                f"idc = {idc} must lie in (1, {highest:.6g}] for bursts of {burst_s} s that fill {burst_share} of the "
-                "time; take longer or rarer bursts for more, Poisson for 1"
-            )
-        step = math.sqrt((idc - 1) * rate * switching / (2 * burst_share * quiet_share))
-        quiet_rate = max(0.0, rate - burst_share * step)
-        return cls(rate + quiet_share * step, quiet_rate, switching * quiet_share, switching * burst_share)
+        checks.positive(rate=rate)
+        if not (1 < scv <= idc < math.inf and 0 < burst_share < 1):
+            raise ValueError(f"scv = {scv}, idc = {idc}, burst_share = {burst_share}: an MMPP(2) needs 1 < scv <= idc "
+                             "and a share in (0, 1); take Poisson for scv = idc = 1, Renewal for independent gaps")
+        odds = math.sqrt((1 - burst_share) / burst_share)
+        skew = odds - 1 / odds
+        a = 1 + 2 * (idc - scv) / ((scv - 1) * (idc - 1))
+        x = (skew + math.sqrt(skew**2 + 4 * a)) / (2 * a)
+        switching = 2 * x**2 * rate / (idc - 1)
+        return cls(rate * (1 + x * odds), max(rate * (1 - x / odds), 0.0), switching * (1 - burst_share),
+                   switching * burst_share)
 
     @property
     def rate(self) -> float:
@@ -129,18 +129,8 @@ class MMPP2:
         """Refused: inter-arrival times of an MMPP are correlated."""
         raise ValueError(
             "an MMPP2 has correlated inter-arrival times, and a formula fed their SCV alone would predict too short "
-            "waits; describe it by idc(t), and simulate (interval_scv gives the SCV for a fit)"
+            "waits; describe it by idc(t), and simulate"
         )
-
-    @property
-    def interval_scv(self) -> float:
-        """SCV of the time between successive arrivals in the long run (Fischer and Meier-Hellstern, 1993)."""
-        generator = np.array([[-self.switch1, self.switch1], [self.switch2, -self.switch2]])
-        rates = np.array([self.rate1, self.rate2])
-        at_arrival = np.array([self.switch2, self.switch1]) * rates
-        mean_gap = np.linalg.inv(np.diag(rates) - generator)
-        once = at_arrival / at_arrival.sum() @ mean_gap
-        return float(2 * (once @ mean_gap).sum() / once.sum() ** 2 - 1)
 
     def idc(self, t) -> np.ndarray | float:
         """Return Var N(t) / E N(t) for windows of `t` seconds (scalar or array), started at any moment. Exact.
@@ -159,7 +149,7 @@ class MMPP2:
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return the first n arrival times, (n,) seconds."""
-        checks.whole(n=n)
+        n = checks.whole(n=n)
         rates, switches = np.array([self.rate1, self.rate2]), np.array([self.switch1, self.switch2])
         phase = int(rng.random() < self.switch1 / switches.sum())
         per_cycle = self.rate * (1 / switches).sum()
@@ -184,28 +174,12 @@ class Trace:
 
     def __post_init__(self):
         object.__setattr__(self, "arrival_s", np.asarray(self.arrival_s, dtype=float))
-        _refuse_bad_times(self.arrival_s, "arrival ", 0)
+        refuse_bad_times(self.arrival_s, lambda i: f"arrival {i}: {self.arrival_s[i]}")
 
     @classmethod
-    def from_csv(cls, path, time_column: str) -> "Trace":
-        """Read a trace from a CSV file with a header; its other columns become `jobs`.
-
-        `time_column` holds seconds from the run's start, kept as they are, or ISO 8601 timestamps, which become
-        seconds since the first one (without a zone: UTC). Equal times are simultaneous arrivals and are kept in
-        the file's order. Line ends may be LF or CRLF, blank lines at the end are ignored. ValueError, naming the
-        line, for a missing, unreadable, negative or unsorted time; ValueError for an empty file or a wrong column.
-        """
-        try:
-            table = pd.read_csv(path, index_col=False, skip_blank_lines=False, encoding="utf-8-sig")
-        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-            raise ValueError(f"{path}: {error}; a trace is a CSV file with a header and one line an arrival") from error
-        if time_column not in table:
-            raise ValueError(f"{path} has no column {time_column!r}; choose one of {list(table.columns)}")
-        filled = table.notna().any(axis=1).to_numpy()
-        table = table.iloc[: len(filled) - filled[::-1].argmax() if filled.any() else 0]
-        times = _seconds(table[time_column])
-        _refuse_bad_times(times, f"{path}, line ", 2)
-        return cls(times, table.drop(columns=time_column))
+    def from_csv(cls, path, time_column: str | None = None, unit: str | None = None) -> "Trace":
+        """Read a trace from a CSV file, as `times.read_times` does; its other columns become `jobs`."""
+        return cls(*read_times(path, time_column, unit))
 
     @property
     def rate(self) -> float:
@@ -217,7 +191,7 @@ class Trace:
 
     def sample(self, n: int, rng: np.random.Generator | None = None) -> np.ndarray:
         """Return the trace's first n arrival times, (n,) seconds; nothing is drawn, and more than it has is refused."""
-        checks.whole(n=n)
+        n = checks.whole(n=n)
         if n > len(self.arrival_s):
             raise ValueError(f"n = {n} must be at most {len(self.arrival_s)}, the trace's length; ask for fewer")
         return self.arrival_s[:n].copy()
@@ -237,58 +211,31 @@ class Trace:
         return float(counts.var(ddof=1) / counts.mean())
 
 
-def _seconds(column: pd.Series) -> np.ndarray:
-    """Return the column as seconds, NaN where it cannot be read."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().any() or column.isna().all():
-        return numbers.to_numpy(dtype=float)
-    stamps = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
-    return (stamps - stamps.min()).dt.total_seconds().to_numpy()
+def arrival_process(rate: float | None, name: str = "poisson", *, scv: float | None = None, idc: float | None = None,
+                    time_column: str | None = None, unit: str | None = None, **unknown):
+    """The arrival process of that rate which these parameters describe.
 
-
-def _refuse_bad_times(times: np.ndarray, where: str, offset: int) -> None:
-    if len(times) == 0:
-        raise ValueError("a trace must have at least one arrival; this one is empty")
-    unsorted = np.concatenate([[False], np.diff(times) < 0])
-    for bad, problem in (
-        (~np.isfinite(times), "is no finite time; give seconds or ISO 8601 timestamps"),
-        (times < 0, "is negative; count seconds from the run's start"),
-        (unsorted, "is earlier than the one before; sort the trace by time"),
-    ):
-        if bad.any():
-            i = int(bad.argmax())
-            raise ValueError(f"{where}{i + offset}: {times[i]} {problem}")
-
-
-def arrival_process(rate: float | None, name: str = "poisson", scv: float = 1.0, idc: float = 1.0):
-    """The arrival process of that rate: Poisson, an MMPP(2) of this SCV and index of dispersion, or a trace.
-
-    A trace is named by its CSV file, whose first column holds the times; they are stretched to the rate, if there is
-    one.
+    None: Poisson, called so. scv alone: Renewal, with gamma inter-arrival times. scv and idc: MMPP2. A name that ends
+    in .csv: this trace, read as by `Trace.from_csv`, stretched to the rate unless that is None. Raises ValueError for
+    parameters that are unknown, out of range, or of another kind of process.
     """
-    if name.endswith(".csv"):
-        trace = Trace.from_csv(name, pd.read_csv(name, nrows=0).columns[0])
-        return trace if rate is None else Trace(trace.arrival_s * trace.rate / rate)
-    return Poisson(rate) if idc == 1 else fit_mmpp2(rate, scv, idc)
-
-
-def fit_mmpp2(rate: float, scv: float, idc: float, burst_share: float = 0.5) -> MMPP2:
-    """The MMPP(2) of this rate, SCV of inter-arrival times and index of dispersion over long windows, 1 < scv <= idc.
-
-    These leave one of its four parameters open; `burst_share`, the share of time in the phase of higher rate, closes
-    the fit. With V the variance of the momentary rate and s the sum of the switching rates, the stationary equation
-    pi (D0 + D1) = 0 gives idc = 1 + 2 V / (rate s) and scv = 1 + 2 V / (rate s + rate1 rate2). Without s this is a
-    quadratic in x = sqrt(V) / rate with one positive root, which leaves rate2 >= 0; at scv = idc phase 2 is silent.
-    Raises ValueError outside the range: no MMPP(2) has scv > idc.
-    """
-    checks.positive(rate=rate)
-    if not (1 < scv <= idc < np.inf and 0 < burst_share < 1):
-        raise ValueError(f"scv = {scv}, idc = {idc}, burst_share = {burst_share}: an MMPP(2) needs 1 < scv <= idc and "
-                         "a share in (0, 1); take Poisson for scv = idc = 1 and Renewal for scv > idc")
-    odds = math.sqrt((1 - burst_share) / burst_share)
-    skew = odds - 1 / odds
-    a = 1 + 2 * (idc - scv) / ((scv - 1) * (idc - 1))
-    x = (skew + math.sqrt(skew**2 + 4 * a)) / (2 * a)
-    switching = 2 * x**2 * rate / (idc - 1)
-    return MMPP2(rate * (1 + x * odds), max(rate * (1 - x / odds), 0.0), switching * (1 - burst_share),
-                 switching * burst_share)
+    traced = name.endswith(".csv")
+    foreign = {"scv": scv, "idc": idc} if traced else {"time_column": time_column, "unit": unit}
+    if wrong := [*unknown, *(key for key, value in foreign.items() if value is not None)]:
+        allowed = "a trace takes time_column and unit" if traced else "a process takes scv and idc, a trace is a .csv"
+        raise ValueError(f"arrivals {name!r} have no parameter {wrong[0]!r}: {allowed}")
+    if traced:
+        trace = Trace.from_csv(name, time_column, unit)
+        if rate is None:
+            return trace
+        checks.positive(rate=rate)
+        return Trace(trace.arrival_s * trace.rate / rate)
+    checks.nonnegative(**{key: value for key, value in (("scv", scv), ("idc", idc)) if value is not None})
+    if scv is None and (name != "poisson" or idc is not None):
+        raise ValueError(f"arrivals {name!r} state no scv: give the SCV of the inter-arrival times, and idc if these "
+                         "are correlated; only arrivals named poisson need neither")
+    if name == "poisson" and not {scv, idc} <= {None, 1}:
+        raise ValueError(f"arrivals 'poisson' have scv = idc = 1, not scv = {scv}, idc = {idc}; give them another name")
+    if scv in (None, 1) and idc in (None, 1):
+        return Poisson(rate)
+    return Renewal(rate, scv, "gamma" if scv else "deterministic") if idc is None else MMPP2.fit(rate, scv, idc)

@@ -31,32 +31,21 @@ def mphk(lam: float, ph: PhaseType, k: int) -> QueueMetrics:
 
     ValueError for rho above MAX_RHO or more than MAX_CONFIGURATIONS configurations, C(m + k - 1, k) for m phases.
     """
-    _, top, flow = _stationary(lam, ph, k)
+    k = checks.whole(k=k)
+    top, flow = _stationary(lam, ph, k)
     above = linalg.solve((flow - lam * np.eye(len(top))).T, lam * top)  # waiting > 0, by configuration
     lq = linalg.solve((flow - lam * np.eye(len(top))).T, above @ flow).sum()
     return metrics(lam, lq / lam, ph.mean, k)
 
 
-def mphk_queue_lengths(lam: float, ph: PhaseType, k: int, n_max: int) -> np.ndarray:
-    """Return P(n jobs in the system) of an M/PH/k queue for n = 0..n_max, (n_max + 1,). Exact; errors as `mphk`."""
-    checks.whole(least=0, n_max=n_max)
-    low, level, flow = _stationary(lam, ph, k)
-    lengths, factors = [*low, level.sum()], linalg.lu_factor(flow)
-    while len(lengths) <= n_max:
-        level = lam * linalg.lu_solve(factors, level, trans=1)
-        lengths.append(level.sum())
-    return np.array(lengths[: n_max + 1])
-
-
-def _stationary(lam: float, ph: PhaseType, k: int) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """Return P(n jobs) for n < k, the law on the configurations of k jobs, and F with pi(n + 1) F = lam pi(n), n >= k.
+def _stationary(lam: float, ph: PhaseType, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pi(k), the law on the configurations of k jobs, and F with pi(n + 1) F = lam pi(n), n >= k.
 
     A quasi-birth-death process whose level is the number of jobs and whose phase is the multiset of the busy
     servers' phases. Above k its matrix G comes from logarithmic reduction (Latouche and Ramaswami, 1999, chapter
     8), below from first-passage matrices level by level; no step subtracts, except on diagonals.
     """
     checks.positive(lam=lam)
-    checks.whole(k=k)
     rho = lam * ph.mean / k
     checks.stable(rho)
     if rho > MAX_RHO:
@@ -80,7 +69,7 @@ def _stationary(lam: float, ph: PhaseType, k: int) -> tuple[list[float], np.ndar
         levels.append(linalg.solve(flow[n].T, lam * (levels[-1] @ begins[n - 1])))
     waiting = linalg.solve((flow[k] - lam * identity).T, lam * levels[k]).sum()
     total = sum(level.sum() for level in levels) + waiting
-    return [level.sum() / total for level in levels[:k]], levels[k] / total, flow[k]
+    return levels[k] / total, flow[k]
 
 
 def _configurations(m: int, n: int) -> dict[tuple[int, ...], int]:
@@ -167,25 +156,20 @@ def mg1_queue_dependent(lam: float, laws: list, policy) -> QueueMetrics:
     bend = [lam**2 * second for _, second in map(_two_moments, law_at)]  # A''(1)
     checks.stable(load[last])
     p = _embedded_probabilities(lam, law_at)
-    first = p[0] * (1 + load[1] - load[last])
-    second = p[0] * (2 * load[1] + bend[1] - bend[last])
+    busy = p[0] * load[1]  # Pi(1) - p_0 and, below, Pi'(1) less it, both times 1 - load[last]: nothing cancels
+    waiting = p[0] * (bend[1] - bend[last])
     for n in range(1, last):
-        first += p[n] * (load[n] - load[last])
-        second += p[n] * (2 * n * (load[n] - load[last]) + bend[n] - bend[last])
-    total = first / (1 - load[last])
-    mean_jobs = float((second + bend[last] * total) / (2 * (1 - load[last])) / total)
-    rho = float(1 - p[0] / total)
-    return QueueMetrics(rho, (mean_jobs - rho) / lam, mean_jobs / lam, mean_jobs - rho, mean_jobs)
+        busy += p[n] * (load[n] - load[last])
+        waiting += p[n] * (2 * (n - 1) * (load[n] - load[last]) + bend[n] - bend[last])
+    total = p[0] + busy / (1 - load[last])
+    lq = (waiting + bend[last] * total) / (2 * (1 - load[last])) / total
+    return metrics(lam, lq / lam, busy / (1 - load[last]) / total / lam, 1)
 
 
 def _laws_by_outstanding(lam: float, laws: list, policy) -> list:
     """Return the law at n outstanding jobs for n = 0..N (that at 0 is a placeholder), N >= 1 the last that differs."""
     checks.positive(lam=lam)
-    policy = np.asarray(policy)
-    if policy.ndim != 1 or len(policy) == 0 or not np.issubdtype(policy.dtype, np.integer):
-        raise ValueError(f"policy = {policy} must be a row of integers; give the index of a law for each n from 0 on")
-    if policy.min() < 0 or policy.max() >= len(laws):
-        raise ValueError(f"policy = {policy} must name laws 0 to {len(laws) - 1}; there are no others")
+    policy = checks.check_policy(policy, len(laws))
     for law in laws:
         if not isinstance(law, PhaseType):
             checks.positive(mean_s=law[0])

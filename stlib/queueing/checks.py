@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -9,22 +10,38 @@ import numpy as np
 def positive(**values: float) -> None:
     """Raise ValueError unless each named value is a finite number above zero."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        if not (_finite(value) and value > 0):
             raise ValueError(f"{name} = {value} must be a finite number above 0; check its unit and source")
 
 
 def nonnegative(**values: float) -> None:
     """Raise ValueError unless each named value is a finite number of at least zero."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
+        if not (_finite(value) and value >= 0):
             raise ValueError(f"{name} = {value} must be a finite number of at least 0; check its unit and source")
 
 
-def whole(least: int = 1, **values: int) -> None:
-    """Raise ValueError unless each named value is a whole number of at least `least`."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value == int(value) and value >= least):
-            raise ValueError(f"{name} = {value} must be a whole number of at least {least}; round it first")
+def whole(least: int = 1, **value: int) -> int:
+    """Return the one named value, 2.0 as well as 2, as an int; ValueError unless it is whole and at least `least`."""
+    ((name, number),) = value.items()
+    if not (_finite(number) and number == int(number) and number >= least):
+        raise ValueError(f"{name} = {number} must be a whole number of at least {least}; round it first")
+    return int(number)
+
+
+def _finite(value) -> bool:
+    """Is it a real number and finite? True and False are no numbers."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def check_policy(policy, laws: int) -> np.ndarray:
+    """The policy (n,) as int64: the law, or method, out of `laws` at n outstanding jobs; ValueError if it is none."""
+    row = np.atleast_1d(np.asarray(policy))
+    if row.ndim != 1 or row.size == 0 or row.dtype.kind not in "iuf" or not (row == np.floor(row)).all():
+        raise ValueError(f"policy = {policy!r} must be a row of integers, one for each number of outstanding jobs")
+    if row.min() < 0 or row.max() >= laws:
+        raise ValueError(f"policy = {row.tolist()} names a law or column outside 0 ... {laws - 1}; correct it")
+    return row.astype(np.int64)
 
 
 def stable(rho: float) -> None:

@@ -9,24 +9,26 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from stlib.queueing import checks
 from stlib.queueing.chains import mphk
 from stlib.queueing.checks import QueueMetrics, metrics
 from stlib.queueing.phase_type import PhaseType
 
-SERIES_UP_TO_RHO = 0.8  # below it mdk sums a series, above it uses roots: each where it is accurate and quick
+SLOWEST = 0.02  # the rate, a term, at which mdk's series must fade: it then has at most two chunks
 SERIES_CHUNK = 1024
 BENT_UP_TO_K = 32  # servers; the chain behind mgk's exponent would take long for more
 BENT_UP_TO_RHO = 0.999  # nearer to 1 the exponent cannot be told from 1
 
 
-def _check(lam: float, mean_s: float, k: int = 1, **scvs: float) -> None:
+def _check(lam: float, mean_s: float, k: int = 1, **scvs: float) -> int:
+    """The number of servers, once all are in range."""
     checks.positive(lam=lam, mean_s=mean_s)
-    checks.whole(k=k)
+    k = checks.whole(k=k)
     checks.nonnegative(**scvs)
     checks.stable(lam * mean_s / k)
+    return k
 
 
 def erlang_c(lam: float, mu: float, k: int) -> float:
@@ -36,15 +38,16 @@ def erlang_c(lam: float, mu: float, k: int) -> float:
     in [0, 1] for any k.
     """
     checks.positive(mu=mu)
-    _check(lam, 1 / mu, k)
+    k = _check(lam, 1 / mu, k)
     a, blocked = lam / mu, 1.0
-    for j in range(1, int(k) + 1):
+    for j in range(1, k + 1):
         blocked = a * blocked / (j + a * blocked)
     return blocked / (1 - a / k * (1 - blocked))
 
 
 def mmk(lam: float, mu: float, k: int) -> QueueMetrics:
     """M/M/k: Poisson arrivals, exponential service. Exact; wq = C / (k mu - lam) with Erlang's C."""
+    k = checks.whole(k=k)
     return metrics(lam, erlang_c(lam, mu, k) / (k * mu - lam), 1 / mu, k)
 
 
@@ -66,12 +69,14 @@ def mg1(lam: float, mean_s: float, scv_s: float) -> QueueMetrics:
 def mdk(lam: float, d: float, k: int) -> QueueMetrics:
     """M/D/k: Poisson arrivals, every service takes `d` seconds. Exact for any rho < 1 (Crommelin, 1932).
 
-    Up to rho = 0.8 by Crommelin's series, which has positive terms only and so keeps its relative accuracy where
-    the wait is tiny; above by the roots of z^k = exp(k rho (z - 1)), whose cost does not grow as rho approaches 1.
+    By Crommelin's series, whose terms are positive and keep their relative accuracy where the wait is tiny, unless
+    they fade as slowly as e^(-SLOWEST i); then by the roots of z^k = exp(k rho (z - 1)), whose cost does not grow as
+    rho approaches 1, but whose sum cancels where the wait is tiny.
     """
-    _check(lam, d, k)
+    k = _check(lam, d, k)
     rho = lam * d / k
-    wq = _mdk_series(rho, k) if rho <= SERIES_UP_TO_RHO else _mdk_roots(rho, k)
+    fades = k * (rho - 1 - math.log(rho))
+    wq = _mdk_series(rho, k) if fades >= SLOWEST else _mdk_roots(rho, k)
     return metrics(lam, wq * d, d, k)
 
 
@@ -115,11 +120,11 @@ def mgk(lam: float, mean_s: float, scv_s: float, k: int) -> QueueMetrics:
     rho = 0.5 it is 11 % above the exact wait for a hyper-exponential law of balanced means and SCV 2, 57 % at SCV 8):
     use `chains.mphk` or simulate.
     """
-    _check(lam, mean_s, k, scv_s=scv_s)
+    k = _check(lam, mean_s, k, scv_s=scv_s)
     constant, exponential = mdk(lam, mean_s, k).wq, mmk(lam, 1 / mean_s, k).wq
     power = 1.0
     if 0 < scv_s < 1 < k <= BENT_UP_TO_K and lam * mean_s / k < BENT_UP_TO_RHO:
-        power = _power(lam, mean_s, int(k))
+        power = _power(lam, mean_s, k)
     return metrics(lam, constant + scv_s**power * (exponential - constant), mean_s, k)
 
 
@@ -140,28 +145,10 @@ def gigk(lam: float, scv_a: float, mean_s: float, scv_s: float, k: int) -> Queue
     only, best in heavy traffic, and far off for nearly deterministic service on many servers. Arrivals that are
     correlated (an MMPP, most traces) have no place in it.
     """
-    _check(lam, mean_s, k, scv_a=scv_a, scv_s=scv_s)
+    k = _check(lam, mean_s, k, scv_a=scv_a, scv_s=scv_s)
     return metrics(lam, (scv_a + scv_s) / 2 * mmk(lam, 1 / mean_s, k).wq, mean_s, k)
 
 
 def lee_longton(lam: float, mean_s: float, scv_s: float, k: int) -> QueueMetrics:
     """M/G/k by Lee and Longton (1959): wq = (1 + scv_s) / 2 wq(M/M/k). For comparison: `mgk` is the better one."""
     return gigk(lam, 1.0, mean_s, scv_s, k)
-
-
-def mmk_response_tail(lam: float, mu: float, k: int, t: float) -> float:
-    """P(response time > t) of an M/M/k queue. Exact: service plus, with probability C, an Exp(k mu - lam) wait."""
-    wait, drain = erlang_c(lam, mu, k), k * mu - lam
-    checks.nonnegative(t=t)
-    both = mu * t * math.exp(-min(mu, drain) * t) * special.exprel(-abs(drain - mu) * t)
-    return float(math.exp(-mu * t) + wait * both)
-
-
-def mmk_response_percentile(lam: float, mu: float, k: int, q: float) -> float:
-    """The time (seconds) within which a share `q`, in (0, 1), of an M/M/k queue's jobs is answered. Exact."""
-    if not 0 < q < 1:
-        raise ValueError(f"q = {q} must lie in (0, 1); give 0.95 for the 95th percentile")
-    upper = mmk(lam, mu, k).w
-    while mmk_response_tail(lam, mu, k, upper) > 1 - q:
-        upper *= 2
-    return float(optimize.brentq(lambda t: mmk_response_tail(lam, mu, k, t) - (1 - q), 0, upper, xtol=1e-12 * upper))

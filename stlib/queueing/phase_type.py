@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
 from stlib.queueing import checks
 
@@ -40,21 +39,18 @@ class PhaseType:
     @classmethod
     def erlang(cls, n: int, mean_s: float) -> "PhaseType":
         """Return the sum of n exponential phases, of mean `mean_s` and SCV 1 / n."""
-        checks.whole(n=n)
+        n = checks.whole(n=n)
         checks.positive(mean_s=mean_s)
         return cls(np.eye(n)[0], n / mean_s * (np.eye(n, k=1) - np.eye(n)))
 
     @classmethod
-    def from_moments(cls, mean_s: float, scv: float, third_moment: float | None = None) -> "PhaseType":
-        """Return a law of this mean (seconds), SCV (> 0) and, if given, third raw moment.
+    def from_moments(cls, mean_s: float, scv: float) -> "PhaseType":
+        """Return a law of this mean (seconds) and SCV (> 0).
 
-        With two moments: a mixture of Erlang laws of n - 1 and n phases for 1/n <= scv <= 1/(n - 1), two
-        exponential branches of balanced means above 1 (Tijms, 2003, appendix B). With three: two Erlang branches
-        of the least common order that allows it (Johnson and Taaffe, 1989); this needs E S E S^3 > (E S^2)^2.
+        A mixture of Erlang laws of n - 1 and n phases for 1/n <= scv <= 1/(n - 1), two exponential branches of
+        balanced means above 1 (Tijms, 2003, appendix B).
         """
         checks.positive(mean_s=mean_s, scv=scv)
-        if third_moment is not None:
-            return _common_order_mixture(mean_s, scv, third_moment)
         if scv > 1:
             share = (1 + math.sqrt((scv - 1) / (scv + 1))) / 2
             return cls([share, 1 - share], np.diag([-2 * share / mean_s, -2 * (1 - share) / mean_s]))
@@ -69,7 +65,7 @@ class PhaseType:
     def moment(self, order: int) -> float:
         """Return the raw moment E S^order = order! alpha (-T)^-order 1 (seconds^order)."""
         row = self.alpha
-        for j in range(1, order + 1):
+        for j in range(1, checks.whole(order=order) + 1):
             row = j * np.linalg.solve(-self.T.T, row)
         return float(row.sum())
 
@@ -87,43 +83,6 @@ class PhaseType:
     def exit_rates(self) -> np.ndarray:
         """Rate of ending from each phase, (m,) per second."""
         return np.maximum(-self.T.sum(1), 0.0)
-
-    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Return n independent draws, (n,) seconds, by following the phases."""
-        checks.whole(n=n)
-        rates = -self.T.diagonal()
-        jumps = np.column_stack([self.T - np.diag(self.T.diagonal()), self.exit_rates]) / rates[:, None]
-        stride = jumps.shape[1]
-        cumulative = (jumps.cumsum(1) + np.arange(len(rates))[:, None]).ravel()  # row i lies in [i, i + 1]
-        drawn, running = np.zeros(n), np.arange(n)
-        phase = rng.choice(len(self.alpha), n, p=self.alpha)
-        while len(running):
-            drawn[running] += rng.exponential(1.0, len(running)) / rates[phase]
-            place = np.searchsorted(cumulative, phase + rng.random(len(running)), side="right")
-            phase = np.minimum(place - stride * phase, len(rates))
-            going = phase < len(rates)
-            running, phase = running[going], phase[going]
-        return drawn
-
-
-def _common_order_mixture(mean_s: float, scv: float, third_moment: float) -> PhaseType:
-    """Two Erlang branches of n phases: their phase means are the two atoms of a law with the moments r1, r2, r3."""
-    m1, m2, m3 = mean_s, mean_s**2 * (1 + scv), third_moment
-    if not m1 * m3 > m2**2 * (1 + 1e-9) or not math.isfinite(m3):
-        raise ValueError(f"third_moment = {m3} must exceed {m2**2 / m1:.6g}, E[S^2]^2 / E[S]; no law is below it")
-    n = 1
-    while not (scv * n > 1 + 1e-9 and m1 * m3 / m2**2 > (n + 2) / (n + 1) * (1 + 1e-9)):
-        n += 1
-        _refuse_too_many_phases(2 * n, scv)
-    r1, r2, r3 = m1 / n, m2 / (n * (n + 1)), m3 / (n * (n + 1) * (n + 2))
-    total, product = (r3 - r1 * r2) / (r2 - r1**2), (r1 * r3 - r2**2) / (r2 - r1**2)
-    large = (total + math.sqrt(total**2 - 4 * product)) / 2
-    small = product / large
-    share = (r1 - small) / (large - small)
-    branch = np.eye(n, k=1) - np.eye(n)
-    alpha = np.zeros(2 * n)
-    alpha[[0, n]] = share, 1 - share
-    return PhaseType(alpha, linalg.block_diag(branch / large, branch / small))
 
 
 def _left_for_sure(alpha: np.ndarray, T: np.ndarray) -> bool:

@@ -65,8 +65,8 @@ def read_target(text: str) -> tuple[str, float]:
     if name not in ("mean", "wq"):
         name = f"p{_number(name[1:]):g}" if name.startswith("p") and 1 <= _number(name[1:]) <= 99.9 else None
     if name is None or not 0 < _number(limit) < math.inf:
-        raise ValueError(f"target {text!r}: give mean, wq or a percentile, p1 to p99.9, and its seconds, such as p95=6; "
-                         "or a deadline and the share to be answered by then, 0.01 to 0.999, such as slo=6:0.95")
+        raise ValueError(f"target {text!r}: give mean, wq or a percentile, p1 to p99.9, and seconds, such as p95=6; "
+                         "or a deadline and the share answered by then, 0.01 to 0.999, such as slo=6:0.95")
     return name, _number(limit)
 
 

@@ -10,7 +10,7 @@ from joblib import Parallel, cpu_count, delayed
 from scipy import stats
 
 from stlib.queueing import kernels
-from stlib.queueing.checks import check_jobs, whole
+from stlib.queueing.checks import check_jobs, check_policy, whole
 from stlib.queueing.job_table import OUTCOMES, job_table, reduce_runs
 from stlib.queueing.kernels import Rows
 
@@ -19,6 +19,14 @@ __all__ = ["ROUTINGS", "finite_run", "recursion", "replication_interval", "simul
 BATCH_JOBS = 1_000_000  # of finite_run: about 100 MB
 LEAST_RUNS = 40  # with fewer, the 2.5 and 97.5 % quantiles lie beyond the smallest and the largest run
 LEAST_REPLICATIONS = 10  # with fewer, nothing would show that their mean is far from normal
+
+_CODES = {
+    "central": kernels.CENTRAL,
+    "jsq": kernels.JSQ,
+    "least_work": kernels.LEAST_WORK,
+    "round_robin": kernels.ASSIGNED,
+}
+ROUTINGS = tuple(_CODES)
 
 
 def simulate(
@@ -66,21 +74,34 @@ def simulate(
     return _table(arrival_s, rows, methods)
 
 
-def recursion(arrival_s, service_s, replica) -> pd.DataFrame:
-    """The job table that follows from recorded arrivals, service times and replicas.
+def recursion(arrival_s, service_s, replica, start_s=None) -> pd.DataFrame:
+    """The job table that follows from recorded arrivals, service times, replicas and the order of the starts.
 
-    Each replica serves its jobs in their order: a job starts when it arrives or when its predecessor on the replica
-    finishes, whichever is later (D. V. Lindley, 1952). Arguments (n,), seconds, arrivals in order of time, replica
-    whole and >= 0. `n_outstanding` counts the jobs of that replica. Raises ValueError for an input out of its range;
-    jobs that never started (replica -1) must be left out.
+    A job starts when it arrives or when its predecessor on the replica finishes, whichever is later (D. V. Lindley,
+    1952). Arguments (n,), seconds, arrivals in order of time, replica whole and >= 0. start_s: the recorded starts, of
+    which the order alone counts; left out, each replica serves in order of arrival. `n_outstanding` counts the jobs of
+    that replica. Raises ValueError for an input out of its range; jobs that never started (replica -1) must be left
+    out.
     """
-    arrival, service, none = check_jobs(np.asarray(arrival_s)[None], np.asarray(service_s)[None])
-    replica = np.asarray(replica)
-    if replica.shape != arrival.shape[1:] or replica.dtype.kind not in "iu" or replica.min() < 0:
+    (arrival,), (service,), _ = check_jobs(np.asarray(arrival_s)[None], np.reshape(service_s, (1, -1)))
+    service = service[:, 0]
+    replica, recorded = np.asarray(replica), arrival if start_s is None else np.asarray(start_s, float)
+    if replica.shape != arrival.shape or replica.dtype.kind not in "iu" or replica.min() < 0:
         raise ValueError(
             f"replica {replica} must be {arrival.size} whole numbers >= 0, one a job: leave out jobs that never started"
         )
-    rows = run_jobs(arrival, service, none, int(replica.max()) + 1, assigned=replica)
+    if recorded.shape != arrival.shape or not np.isfinite(recorded).all():
+        raise ValueError(f"start_s {recorded} must be {arrival.size} finite seconds: leave out jobs that never started")
+    rows = _empty_rows(1, arrival.size, replica)
+    of_replica = [arrival[replica == r] for r in range(replica.max() + 1)]
+    free, done = np.zeros(len(of_replica)), np.zeros(len(of_replica), int)
+    for i in np.argsort(recorded, kind="stable"):
+        r, start = replica[i], max(arrival[i], free[replica[i]])
+        arrived = np.searchsorted(of_replica[r], start) + (start == arrival[i])  # at a departure: none who arrive then
+        rows.start[0, i], rows.n_outstanding[0, i] = start, arrived - done[r]
+        free[r], done[r] = start + service[i], done[r] + 1
+        rows.finish[0, i] = free[r]
+    rows.service[0], rows.method[0] = service, 0
     return _table(arrival_s, rows, ("only",))
 
 
@@ -97,7 +118,7 @@ def finite_run(
     Returns a row a run: mean, wq, p50, p95 (seconds) and slo_X for each X of slo_s, as in `job_metrics`. Raises
     ValueError for n_runs < 40, too few for a 95 % interval, and for an input out of its range.
     """
-    whole(n_runs=n_runs)
+    n_runs = whole(n_runs=n_runs)
     if n_runs < LEAST_RUNS:
         raise ValueError(f"n_runs is {n_runs}: a 95 % interval of a run needs at least {LEAST_RUNS} (10 000 is usual)")
     batches, done, size = [], 0, 1
@@ -153,25 +174,13 @@ def _table(arrival_s, rows: Rows, methods) -> pd.DataFrame:
         }
     )
 
-_CODES = {
-    "central": kernels.CENTRAL,
-    "jsq": kernels.JSQ,
-    "least_work": kernels.LEAST_WORK,
-    "round_robin": kernels.ASSIGNED,
-}
-ROUTINGS = tuple(_CODES)
-
 
 def run_jobs(arrival, work, estimate, k, *, routing="central", methods=("only",), policy=None, speed=None,
-             max_waiting=None, deadline_s=None, rng=None, assigned=None, workers=1) -> kernels.Rows:  # fmt: skip
-    """Simulate every run of checked jobs; options as in `simulate`.
-
-    assigned: replica of each job, (n,), in place of a routing. workers: threads; the result does not depend on them.
-    """
+             max_waiting=None, deadline_s=None, rng=None, workers=1) -> Rows:  # fmt: skip
+    """Simulate every run of checked jobs; options as in `simulate`, workers threads that do not change the result."""
     runs, n = arrival.shape
-    whole(k=k)
-    k = int(k)
-    whole(0, max_waiting=max_waiting or 0)
+    k = whole(k=k)
+    max_waiting = n if max_waiting is None else whole(0, max_waiting=max_waiting)
     if routing not in ROUTINGS:
         raise ValueError(f"routing {routing!r} is unknown; choose one of {ROUTINGS}")
     if routing == "least_work" and (estimate.size == 0 or policy is not None):
@@ -179,19 +188,17 @@ def run_jobs(arrival, work, estimate, k, *, routing="central", methods=("only",)
             "least_work needs work_estimate_s, (n,), and no policy: an estimate must not depend on the method chosen "
             "later; give the estimates and one method, or take jsq"
         )
-    if routing == "round_robin":
-        assigned = np.arange(n) % k
-    code = _CODES[routing] if assigned is None else kernels.ASSIGNED
+    code = _CODES[routing]
     rules = kernels.Rules(
         code,
         _check_policy(policy, methods, work.shape[2]),
         _check_speed(speed, k),
-        n if max_waiting is None else int(max_waiting),
+        max_waiting,
         estimate,
         _tie_breaks(code, k, runs, n, rng),
         *_expiries(arrival, deadline_s),
     )
-    rows = _empty_rows(runs, n, assigned)
+    rows = _empty_rows(runs, n, np.arange(n) % k if code == kernels.ASSIGNED else -1)
     bounds = np.linspace(0, runs, min(runs, workers) + 1).astype(int)
     shares = [delayed(kernels.simulate_rows)(*share, arrival, work, k, rules, rows) for share in pairwise(bounds)]
     Parallel(n_jobs=len(shares), prefer="threads")(shares)
@@ -203,12 +210,7 @@ def _check_policy(policy, methods, columns):
         raise ValueError(f"methods {tuple(methods)} must name each of the {columns} columns of work_s once")
     if policy is None and columns > 1:
         raise ValueError(f"work_s has {columns} methods: give a policy; [c] always takes column c")
-    policy = np.atleast_1d(np.asarray([0] if policy is None else policy))
-    if policy.ndim != 1 or policy.size == 0 or policy.dtype.kind not in "iu":
-        raise ValueError(f"policy {policy!r} must be a sequence of integers, the columns of work_s")
-    if policy.min() < 0 or policy.max() >= columns:
-        raise ValueError(f"policy {policy.tolist()} names a column outside 0 ... {columns - 1} of work_s; correct it")
-    return policy.astype(np.int64)
+    return check_policy([0] if policy is None else policy, columns)
 
 
 def _check_speed(speed, k):
@@ -242,10 +244,8 @@ def _expiries(arrival, deadline_s):
     return expiry, np.argsort(expiry, axis=1, kind="stable")
 
 
-def _empty_rows(runs, n, assigned):
-    replica = np.full((runs, n), -1, np.int32)
-    if assigned is not None:
-        replica[:] = assigned
+def _empty_rows(runs, n, replica):
     times = [np.full((runs, n), np.nan) for _ in range(3)]
-    return kernels.Rows(*times, replica, np.full((runs, n), -1, np.int8), np.zeros((runs, n), np.int32),
+    replica = np.full((runs, n), replica, np.int32)
+    return Rows(*times, replica, np.full((runs, n), -1, np.int8), np.zeros((runs, n), np.int32),
                         np.zeros((runs, n), np.int8))  # fmt: skip

@@ -77,7 +77,7 @@ def select_model(arrivals, services, k: int) -> ModelChoice:
     taken as those of the same jobs. Tests as in `model_tests`, at 5 % for all together. Not rejected is not proven:
     few jobs show gross departures only. Raises ValueError for fewer than LEAST_TESTED intervals or a time out of range.
     """
-    checks.whole(k=k)
+    k = checks.whole(k=k)
     tests = model_tests(arrivals, services)
     gaps = _gaps(arrivals)
     rho = _services(services).mean() / (k * gaps.mean())

@@ -1,84 +1,30 @@
-"""The service over HTTP, in front of a dispatcher: stories, the OpenAI Images call, the queue, health, metrics, a page.
+"""The service over HTTP, in front of a dispatcher: its workload's routes, the queue, health, metrics, a page.
 
 Every reply to a job carries its row of the job table as JSON in the header X-Job, what the replica reported in
 X-Products. Errors are {"error": {"message", "type", "param", "code"}}, as clients of the OpenAI API expect them.
 """
 
 import asyncio
-import base64
 import json
 import math
-import re
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 
-from stlib.generation.job import MAX_LLM_TOKENS, MAX_PANELS, MAX_PROMPT_CHARS, MAX_STEPS
 from stlib.queueing.job_table import OUTCOMES
 from stlib.serving.dispatcher import Dispatcher, Reply
-from stlib.serving.server import Guard, _error
+from stlib.serving.server import Guard, error_response
 
 STATUS = {"completed": 200, "rejected": 503, "timed_out": 504, "failed": 500, "cancelled": 499}
+OUTCOME_CODES = {"rejected": "queue_full", "timed_out": "deadline_passed", "failed": "job_failed"}
 PAGE = Path(__file__).with_name("page.html")
-MODEL = "storyteller"
-Text = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-
-
-class StoryRequest(BaseModel):
-    """The fields of a StoryJob, and the seconds that the job may wait for its start."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    prompt: str = Field("", max_length=MAX_PROMPT_CHARS, examples=["a fox and a red balloon"])
-    captions: list[Text] | None = Field(None, min_length=1, max_length=MAX_PANELS)
-    n_panels: int | None = Field(None, ge=1, le=MAX_PANELS)
-    llm_tokens: int = Field(64, ge=1, le=MAX_LLM_TOKENS)
-    exact_tokens: bool = False
-    method: str | None = Field(None, description="left out: the server's choice")
-    steps: int = Field(20, ge=1, le=MAX_STEPS)
-    image_size: int | Literal["auto"] = "auto"
-    guidance_scale: float | None = Field(None, ge=0, le=50)
-    precision: str | None = None
-    early_exit: bool = False
-    seed: Seed = 0
-    deadline_s: float | None = Field(None, ge=0)
-
-
-class ImagesRequest(BaseModel):
-    """The OpenAI Images call; fields that are not named here are ignored."""
-
-    model_config = ConfigDict(strict=True)
-    prompt: Text
-    n: int = Field(1, ge=1, le=MAX_PANELS)
-    size: str | None = Field(None, pattern=r"^(auto|\d{1,5}x\d{1,5})$", examples=["128x128"])
-    response_format: Literal["b64_json"] | None = None
-    model: str | None = None
-    seed: Seed = 0
-    num_inference_steps: int = Field(20, ge=1, le=MAX_STEPS)
-    guidance_scale: float | None = Field(None, ge=0, le=50)
-
-    @field_validator("size")
-    @classmethod
-    def square(cls, size: str | None) -> str | None:
-        """The pictures are square."""
-        if size and len(set(size.split("x"))) > 1:
-            raise ValueError(f"{size}: the pictures are square, such as 128x128")
-        return size
-
-    def params(self) -> dict:
-        """As a job with given captions, without the LLM."""
-        side = (self.size or "auto").split("x")[0]
-        return {"captions": [self.prompt] * self.n, "image_size": "auto" if side == "auto" else int(side),
-                "steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, "seed": self.seed}
+MODEL = {"id": "storyteller", "object": "model", "created": 0, "owned_by": "storyteller"}
 
 
 def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
@@ -90,20 +36,21 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
         yield
         await dispatcher.drain()
 
-    app = FastAPI(title="Storyteller", lifespan=lifespan, description="Stories told by an LLM and illustrated by a "
-                  "latent diffusion model. Every reply says how long the job waited and was expected to wait.")
+    app = FastAPI(title="Storyteller", lifespan=lifespan,
+                  description="Every reply says how long the job waited and was expected to wait.")
     app.add_middleware(Guard, token=token)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     observed = Observed(dispatcher)
 
-    async def answer(request: Request, content, params: dict, method=None, deadline_s=None) -> Response:
-        """Have the job done and send content(payload); a client that goes takes its waiting job with it."""
+    async def answer(request: Request, body) -> Response:
+        """Have the job done and send its reply; a client that goes takes its waiting job with it."""
+        params = body.params()
         try:
-            dispatcher.check(params, method)
+            dispatcher.check(params, body.method)
         except ValueError as error:
-            return _refused(error)
-        job = asyncio.ensure_future(dispatcher.submit(params, method=method, deadline_s=deadline_s))
+            return _refused(error, type(body))
+        job = asyncio.ensure_future(dispatcher.submit(params, method=body.method, deadline_s=body.deadline_s))
         gone = asyncio.ensure_future(_disconnected(request))
         await asyncio.wait([job, gone], return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
@@ -113,26 +60,22 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
             return Response(status_code=STATUS["cancelled"])
         reply = job.result()
         observed.add(reply)
-        return _reply(reply, content, dispatcher)
+        return await _reply(reply, body, dispatcher)
 
-    @app.post("/stories", responses=DOCUMENTED)
-    async def stories(body: StoryRequest, request: Request):
-        """Tell a story and draw its panels (PNG, base64)."""
-        params = body.model_dump(exclude_none=True, exclude={"deadline_s", "method"})
-        return await answer(request, lambda payload: payload | {"panels": _base64(payload["panels"])}, params,
-                            body.method, body.deadline_s)
-
-    @app.post("/v1/images/generations", responses=DOCUMENTED)
-    async def images(body: ImagesRequest, request: Request):
-        """Draw pictures: the OpenAI Images call, in the same queue."""
-        return await answer(request, lambda payload: {
-            "created": int(time.time()), "output_format": "png",
-            "data": [{"b64_json": panel} for panel in _base64(payload["panels"])]}, body.params())
+    for path, asked in dispatcher.workload.routes.items():
+        _mount(app, path, asked, answer)
 
     @app.get("/v1/models")
     async def models() -> dict:
         """What can be named as `model`; there is one."""
-        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": MODEL}]}
+        return {"object": "list", "data": [MODEL]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str):
+        """The model of that name."""
+        if name != MODEL["id"]:
+            return error_response(404, f"there is no model {name!r}: use {MODEL['id']}", "model", "model_not_found")
+        return MODEL
 
     @app.get("/queue")
     async def queue() -> dict:
@@ -164,8 +107,16 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
 
 
 DOCUMENTED = {400: {"description": "not JSON"}, 401: {"description": "no token"}, 413: {"description": "too large"},
+              415: {"description": "compressed, or no JSON by its type"},
               422: {"description": "a field is refused"}, 500: {"description": "the job failed"},
               503: {"description": "the queue is full"}, 504: {"description": "the deadline passed in the queue"}}
+
+
+def _mount(app: FastAPI, path: str, asked: type, answer) -> None:
+    async def post(request: Request, body: asked):
+        return await answer(request, body)
+
+    app.post(path, responses=DOCUMENTED, name=path, description=asked.__doc__)(post)
 
 
 class Observed:
@@ -202,7 +153,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _reply(reply: Reply, content, dispatcher: Dispatcher) -> Response:
+async def _reply(reply: Reply, body, dispatcher: Dispatcher) -> Response:
     row, outcome = reply.row, reply.row["outcome"]
     headers = {"X-Job": json.dumps(_plain(row)), "X-Products": json.dumps(_plain(reply.products))}
     if outcome == "rejected":
@@ -211,35 +162,36 @@ def _reply(reply: Reply, content, dispatcher: Dispatcher) -> Response:
     if outcome != "completed":
         says = {"rejected": "the queue is full: try again later", "timed_out": "its deadline passed while it waited",
                 "failed": f"the job failed: {reply.error}"}
-        return _error(STATUS[outcome], says[outcome], headers=headers)
+        return error_response(STATUS[outcome], says[outcome], code=OUTCOME_CODES[outcome], headers=headers)
     times = {"wait": row["start_s"] - row["arrival_s"], "service": row["service_s"],
              "response": row["finish_s"] - row["arrival_s"],
              **{name.removesuffix("_s"): value for name, value in reply.products.items()
                 if name.endswith("_s") and not name.startswith(("probe", "expected", "run", "service"))}}
     said = {"method": row["method"], "times_s": times, "expected_wait_s": reply.products.get("expected_wait_s")}
-    return JSONResponse(content(reply.payload) | _plain(said), 200, headers)
+    content = await asyncio.to_thread(body.reply, reply.payload)  # it may encode pictures
+    return JSONResponse(content | _plain(said), 200, headers)
 
 
 async def _invalid(_, error: RequestValidationError) -> Response:
     problem = error.errors()[0]
+    cause = problem.get("ctx", {}).get("error")
     if problem["type"] == "json_invalid":
-        return _error(400, f"the body is not JSON: {problem['ctx']['error']}")
-    field = ".".join(str(part) for part in problem["loc"] if part != "body")
-    return _error(422, f"{field or 'body'}: {problem['msg']}", field or None)
+        return error_response(400, f"the body is not JSON: {cause}", code="invalid_json")
+    if isinstance(cause, ValueError):
+        return _refused(cause)
+    return error_response(422, "the body must be a JSON object of fields", code="invalid_body")
 
 
-def _refused(error: ValueError) -> Response:
-    """What the workload refuses; the message names the field."""
-    named = [name for name in StoryRequest.model_fields if re.search(rf"\b{name}\b", str(error))]
-    return _error(422, str(error), named[0] if named else None)
+def _refused(error: ValueError, asked: type | None = None) -> Response:
+    """What a workload refuses; a field is named as the caller named it."""
+    field, message = getattr(error, "field", None), str(error)
+    if asked and field in asked.model_fields and (alias := asked.model_fields[field].alias):
+        field, message = alias, message.replace(field, alias)
+    return error_response(422, message, field)
 
 
 async def _http_error(_, error: HTTPException) -> Response:
-    return _error(error.status_code, str(error.detail), headers=error.headers)
-
-
-def _base64(panels: list[bytes]) -> list[str]:
-    return [base64.b64encode(panel).decode() for panel in panels]
+    return error_response(error.status_code, str(error.detail), headers=error.headers)
 
 
 def _plain(value):

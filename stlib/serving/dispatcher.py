@@ -1,17 +1,16 @@
 """The dispatcher: in front of k replicas it chooses each job's replica and method, and holds what waits.
 
-Its rules are those of `stlib.queueing.simulation.simulate`, name by name. It knows jobs, methods and times only.
+Its rules (`rules`) are those of `stlib.queueing.simulation.simulate`, name by name. It knows jobs, methods and times
+only.
 """
 
 import asyncio
-import heapq
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,9 +18,8 @@ import numpy as np
 
 from stlib.queueing.checks import nonnegative, whole
 from stlib.queueing.job_table import OUTCOMES
-from stlib.queueing.simulation import ROUTINGS
-from stlib.serving.replica import start_ray, start_replica, stop_job, stop_replica
-from stlib.serving.workloads import make_workload
+from stlib.serving import rules
+from stlib.serving.replica import ReplicaSpec, check_slots, error_text, start_ray, stop_job, stop_replica
 
 ONLY = "only"  # the table's method where the workload has none, as in the simulator
 CLOCK_S = 1e-6  # asyncio's timers may ring early by less
@@ -71,72 +69,49 @@ class _Server:
     def idle(self) -> bool:
         return self.job is None and self.handle is not None
 
-    def left_s(self, now: float) -> float:
-        """The declared work; an idle replica comes before a busy one that has outrun its estimates."""
-        return -1.0 if self.idle else self.running_s(now) + sum(job.declared_s[job.method] for job in self.queue)
-
-    def running_s(self, now: float) -> float:
-        """What is left of the running job's declared work; 0 once it has outrun it, or is cancelled and stops."""
-        job = self.job
-        if job is None or job.cancelled:
-            return 0.0
-        return max(0.0, job.declared_s[job.row["method"]] - (now - job.row["start_s"]))
-
-
-LOADS = {  # the server with the least takes the job
-    "central": lambda server, now: server.idle_s if server.idle else math.inf,
-    "jsq": lambda server, now: len(server.queue) + (server.job is not None),
-    "least_work": _Server.left_s,
-}
-
 
 class Dispatcher:
     """In front of k replicas: routing, choice of the method, queues.
 
-    workload, options, menu, gpus: as of `start_replica`. replicas: how many; `start` starts them, unless as many
-    `handles` of running ones are given, which outlive the dispatcher (one that dies is replaced by an own).
+    spec: what each replica is, or a workload's name. replicas: how many; `start` starts them, unless as many `handles`
+    of running ones are given, which outlive the dispatcher (one that dies is replaced by an own, of the spec).
     routing, max_waiting: as in `simulate`; ties are broken as there without rng, job by job.
     method: every job's that does not name its own; or policy: integers, policy[n] the index in `methods` for a job
     that starts with n jobs outstanding, as in `simulate`. With none of these the method is "only": for workloads that
-    do not tell methods apart. estimate: estimate(params, method), seconds, which least_work and the expected wait
-    need. probe: whether replicas run their probes.
+    do not tell methods apart. menu: for each method's name the job's parameters that it stands for; left out, the name
+    itself is the parameter `method`. estimate: estimate(params, method), seconds, which least_work and the expected
+    wait need. probe: whether replicas run their probes.
 
     Raises ValueError for an input out of its range.
     """
 
-    def __init__(self, workload: str, replicas: int = 1, *, routing: str = "central", method: str | None = None,
-                 methods: Sequence[str] = (), policy=None, estimate: Callable[[dict, str], float] | None = None,
-                 max_waiting: int | None = None, probe: bool = False, options: dict | None = None,
-                 menu: dict | None = None, handles: Sequence | None = None, gpus: float = 0):
+    def __init__(self, spec: ReplicaSpec | str, replicas: int = 1, *, routing: str = "central",
+                 method: str | None = None, methods: Sequence[str] = (), policy=None, menu: dict | None = None,
+                 estimate: Callable[[dict, str], float] | None = None, max_waiting: int | None = None,
+                 probe: bool = False, handles: Sequence | None = None):
         whole(replicas=replicas)
         whole(0, max_waiting=max_waiting or 0)
-        if routing not in ROUTINGS:
-            raise ValueError(f"routing {routing!r} is unknown; choose one of {ROUTINGS}")
-        if routing == "least_work" and (estimate is None or policy is not None):
-            raise ValueError("least_work needs estimate(params, method) and one method, no policy; or take jsq")
-        if policy is not None and (method or not len(policy) or not all(c in range(len(methods)) for c in policy)):
-            raise ValueError(f"policy {list(policy)} must be indices 0 ... {len(methods) - 1} of methods "
-                             f"{tuple(methods)}, in place of one method (method is {method!r})")
+        rules.check(routing, estimate, method, methods, policy)
         if handles is not None and len(handles) != replicas:
             raise ValueError(f"{len(handles)} handles for {replicas} replicas: give one each")
-        self.name, self.workload = workload, make_workload(workload, **(options or {}))
+        spec = ReplicaSpec(spec) if isinstance(spec, str) else spec
+        self.name, self.workload, self._start_one = spec.workload, spec.make(), spec.start
         self.routing, self.estimate, self.probe = routing, estimate, probe
         self.menu, self.method, self.methods = menu, method, tuple(methods)
         self.policy = [] if policy is None else [int(column) for column in policy]
         self.max_waiting = math.inf if max_waiting is None else max_waiting
         for name in filter(None, [*methods, method]):
             self._options(name)
-        self._start_one = partial(start_replica, workload, options=options, menu=menu, gpus=gpus)
         self._given, self._own, self._running = handles, [], False
         self.queues = [deque() for _ in range(1 if routing == "central" else replicas)]
         self.servers = [_Server(number, self.queues[number % len(self.queues)]) for number in range(replicas)]
         self.reset()
 
     def start(self) -> "Dispatcher":
-        """Start the replicas side by side and wait until all are loaded; raises as `start_replica`."""
+        """Start the replicas side by side and wait until all are loaded; raises as `ReplicaSpec.start`."""
         if self._given is None:
             start_ray()
-            _check_slots(len(self.servers))
+            check_slots(len(self.servers))
             with ThreadPoolExecutor(len(self.servers)) as pool:
                 self._own = list(pool.map(lambda _: self._start_one(), self.servers))
         for server, handle in zip(self.servers, self._given or self._own, strict=True):
@@ -237,18 +212,14 @@ class Dispatcher:
         Under a policy the work of a job that waits is that of the method it will get if none comes after this one.
         """
         now = self._now()
-        return self._wait_at(self._candidates(now)[0], now)
+        return self._wait_at(rules.candidates(self.routing, self.servers, now, self.offered)[0], now)
 
     def _wait_at(self, server: _Server, now: float) -> float:
         """The same for a job that joins this server's queue."""
         if self.estimate is None or server.handle is None:
             return math.nan
         up = [other for other in self.servers if other.queue is server.queue and other.handle]
-        free, behind = sorted(other.running_s(now) for other in up), len(server.queue)
-        for i, job in enumerate(server.queue):  # when it starts, those behind it, the new one and the other replicas'
-            method = self._method_of(job, behind - i + len(up))
-            heapq.heapreplace(free, free[0] + job.declared_s[method])
-        return free[0]
+        return rules.wait_s(up, server.queue, now, self._method_of)
 
     def _method_of(self, job: _Job, outstanding: int) -> str:
         return job.method or self.methods[self.policy[min(outstanding, len(self.policy) - 1)]]
@@ -270,16 +241,8 @@ class Dispatcher:
     def _choose(self, now: float) -> _Server:
         """The server of the next job offered, ties broken at random."""
         tie = 0.0 if self.routing in ("central", "round_robin") else float(self._rng.random(dtype=np.float32))
-        least = self._candidates(now)
+        least = rules.candidates(self.routing, self.servers, now, self.offered)
         return least[int(tie * len(least))]
-
-    def _candidates(self, now: float) -> list[_Server]:
-        """The servers the next job may go to; one whose replica is down only in its turn, or if all are."""
-        if self.routing == "round_robin":
-            return [self.servers[self.offered % len(self.servers)]]
-        up = [server for server in self.servers if server.handle] or self.servers
-        loads = [LOADS[self.routing](server, now) for server in up]
-        return [server for server, load in zip(up, loads, strict=True) if load == min(loads)]
 
     def _feed(self) -> None:
         """Idle replicas, the longest idle first, take what waits for them; where none will ever come it fails."""
@@ -293,7 +256,8 @@ class Dispatcher:
 
     def _begin(self, server: _Server) -> None:
         outstanding = len(server.queue) + sum(s.job is not None for s in self.servers if s.queue is server.queue)
-        job = server.job = server.queue.popleft()
+        job = server.job = rules.in_order(server.queue)[0]
+        server.queue.remove(job)
         job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
                     "method": self._method_of(job, outstanding)}
         job.products["busy_start"] = self._busy()
@@ -305,9 +269,9 @@ class Dispatcher:
         from ray.exceptions import RayActorError
 
         while job := server.job:
-            method = None if job.row["method"] == ONLY else job.row["method"]
+            params = job.params | self._options(job.row["method"])
             try:
-                done = await server.handle.run.remote(job.params, method, self.probe, job.token)
+                done = await server.handle.run.remote(params, self.probe, job.token)
             except RayActorError as death:
                 await self._replace(server, death)
             except Exception as error:
@@ -375,23 +339,4 @@ class Dispatcher:
         return self._waiting() + self._busy()
 
     def _options(self, method: str) -> dict:
-        known = self.menu or self.methods
-        if known and method not in known:
-            raise ValueError(f"unknown method {method!r}: choose one of {', '.join(known)}")
-        return self.menu[method] if self.menu else {"method": method}
-
-
-def _check_slots(replicas: int) -> None:
-    """Otherwise the wait for a replica without a slot would last minutes."""
-    import ray
-
-    slots = ray.cluster_resources().get("CPU", 0)
-    if replicas > slots:
-        raise ValueError(f"replicas = {replicas}: Ray has {slots:.0f} CPU slots and a replica takes one; start fewer, "
-                         "or a larger cluster")
-
-
-def error_text(error: Exception) -> str:
-    """One line; of an error in the replica its cause, without Ray's traceback."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+        return rules.options_of(method, self.menu, self.methods)

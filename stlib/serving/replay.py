@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from stlib.queueing.checks import check_jobs
 from stlib.queueing.job_table import job_table
-from stlib.serving.dispatcher import UNSTARTED, Dispatcher, Reply, error_text
+from stlib.serving.dispatcher import UNSTARTED, Dispatcher, Reply
+from stlib.serving.replica import error_text
 
 LAG_S, LAG_SHARE = 0.005, 0.01  # the generator keeps up if 99 % of its lags are below the larger
 

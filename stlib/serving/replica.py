@@ -8,7 +8,9 @@ import secrets
 import socket
 import tempfile
 import time
+from dataclasses import dataclass, field
 
+from stlib.queueing.checks import nonnegative, whole
 from stlib.serving.workloads import Cancelled, Workload, make_workload
 
 CONNECT_S = 5.0
@@ -22,16 +24,15 @@ LONGEST = 36  # bytes: a socket's path has at most 103 or 107, of which Ray's ow
 class Replica:
     """Does jobs, one at a time, with `threads` torch threads; the workload is loaded once, here.
 
-    workload: a name of the registry, options its keyword arguments. menu: for each method's name the parameters it
-    stands for; left out, the name itself is the parameter `method`.
+    workload: a name of the registry, options its keyword arguments.
     """
 
-    def __init__(self, workload: str, options: dict | None = None, threads: int = 1, menu: dict | None = None):
+    def __init__(self, workload: str, options: dict | None = None, threads: int = 1):
         import torch
 
         torch.set_num_threads(threads)
         began = time.monotonic()
-        self.menu, self.threads = menu, threads
+        self.threads = threads
         self.workload: Workload = make_workload(workload, **(options or {}))
         self.workload.load()
         self.load_s = time.monotonic() - began
@@ -45,7 +46,7 @@ class Replica:
         """End the job of that token at its next token or step, also if it has not begun; called beside `run`."""
         self._stopped = token
 
-    def run(self, params: dict, method: str | None = None, probe: bool = True, token: str | None = None) -> tuple:
+    def run(self, params: dict, probe: bool = True, token: str | None = None) -> tuple:
         """Do one job; returns its payload and its products.
 
         To the workload's products are added `run_s`, the run alone, and `service_s`, run and probes; with `probe`
@@ -64,7 +65,7 @@ class Replica:
         if probe and idled:
             self._probe()
         before, started = self._probe_s, time.monotonic()
-        payload, products = self.workload.run(params | self._options(method), go_on)
+        payload, products = self.workload.run(params, go_on)
         ended = time.monotonic()
         products = products | {"run_s": ended - started}
         if probe:
@@ -73,23 +74,62 @@ class Replica:
                          "probes": 1 + idled, "probe_cost_s": time.monotonic() - ended + started - began}
         return payload, products | {"service_s": time.monotonic() - began}
 
-    def call(self, name: str, *arguments):
-        """Call a method of the workload, such as `pieces` of the story's probe."""
-        return getattr(self.workload, name)(*arguments)
-
-    def _options(self, method: str | None) -> dict:
-        if method is None:
-            return {}
-        if self.menu is None:
-            return {"method": method}
-        if method not in self.menu:
-            raise ValueError(f"unknown method {method!r}: the menu has {', '.join(self.menu)}")
-        return self.menu[method]
-
     def _probe(self) -> float:
         self._probe_s = self.workload.probe()
         self._probed_at = time.monotonic()
         return self._probe_s
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What is served, by replicas that are all alike.
+
+    workload: a name of the registry, options its keyword arguments. threads: torch's, of each replica. gpus: that each
+    replica takes; a share such as 0.5 is one that others take too. Raises ValueError for what is out of its range.
+    """
+
+    workload: str = "story"
+    options: dict = field(default_factory=dict)
+    threads: int = 1
+    gpus: float = 0
+
+    def __post_init__(self):
+        whole(threads=self.threads)
+        nonnegative(gpus=self.gpus)
+
+    def make(self) -> Workload:
+        """The workload, not loaded: it validates jobs. Raises ValueError for an unknown one."""
+        return make_workload(self.workload, **self.options)
+
+    def weights_hash(self) -> str:
+        """Of the weights that a replica loads, for the keys of what was measured with them."""
+        return self.make().weights_hash()
+
+    def start(self):
+        """A loaded replica: the handle of its Ray actor. It takes one CPU slot of Ray's, whatever its threads.
+
+        Raises ValueError for an unknown workload and RuntimeError if the replica does not come up, with the reason.
+        """
+        self.make()
+        start_ray()
+        import ray
+
+        env = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.gpus == 0:
+            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves visible what was not asked for
+        actor = ray.remote(num_cpus=1, num_gpus=self.gpus, runtime_env={"env_vars": env},
+                           concurrency_groups={CONTROL: 1})
+        handle = actor(Replica).remote(self.workload, self.options, self.threads)
+        try:
+            ray.get(handle.about.remote(), timeout=LOAD_S)
+        except ray.exceptions.GetTimeoutError:
+            free = ray.available_resources()
+            raise RuntimeError(f"no replica after {LOAD_S:.0f} s: Ray has {free.get('CPU', 0):.0f} free CPU slots and "
+                               f"{free.get('GPU', 0):g} GPUs, a replica takes 1 and {self.gpus:g}; start fewer, or a "
+                               "larger cluster") from None
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(f"the replica did not come up: {error}") from error
+        return handle
 
 
 def start_ray() -> None:
@@ -144,31 +184,6 @@ def _ray_folder() -> str:
     return folder if len(os.fsencode(folder)) <= LONGEST else "/tmp/ray"
 
 
-def start_replica(workload: str, *, threads: int = 1, options: dict | None = None, menu: dict | None = None,
-                  gpus: float = 0):
-    """A loaded replica: the handle of its Ray actor. It takes one CPU slot of Ray's, whatever its threads.
-
-    Raises ValueError for an unknown workload and RuntimeError if the replica does not come up, with the reason.
-    """
-    make_workload(workload, **(options or {}))
-    start_ray()
-    import ray
-
-    env = {"OMP_NUM_THREADS": str(threads)}
-    if gpus == 0:
-        env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves visible what was not asked for
-    actor = ray.remote(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": env}, concurrency_groups={CONTROL: 1})
-    handle = actor(Replica).remote(workload, options, threads, menu)
-    try:
-        ray.get(handle.about.remote(), timeout=LOAD_S)
-    except ray.exceptions.GetTimeoutError:
-        raise RuntimeError(f"no replica after {LOAD_S:.0f} s: Ray has {ray.available_resources().get('CPU', 0):.0f} "
-                           "free CPU slots and a replica takes one; start fewer, or a larger cluster") from None
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError(f"the replica did not come up: {error}") from error
-    return handle
-
-
 def stop_job(handle, token: str) -> None:
     """Have a replica end the job of that token, if it is doing it or will; returns at once."""
     handle.stop.options(concurrency_group=CONTROL).remote(token)
@@ -179,6 +194,22 @@ def stop_replica(handle) -> None:
     import ray
 
     ray.kill(handle)
+
+
+def check_slots(replicas: int) -> None:
+    """Raise ValueError if Ray has fewer: the wait for a replica without a slot would last minutes."""
+    import ray
+
+    slots = ray.cluster_resources().get("CPU", 0)
+    if replicas > slots:
+        raise ValueError(f"replicas = {replicas}: Ray has {slots:.0f} CPU slots and a replica takes one; start fewer, "
+                         "or a larger cluster")
+
+
+def error_text(error: Exception) -> str:
+    """One line; of an error in a replica its cause, without Ray's traceback."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
 
 
 def _check_reachable(address: str) -> None:

@@ -7,7 +7,8 @@ import httpx
 import numpy as np
 
 from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
-from stlib.serving.dispatcher import Reply, error_text
+from stlib.serving.dispatcher import Reply
+from stlib.serving.replica import error_text
 from stlib.serving.workloads import make_workload
 
 TIMES = ("arrival_s", "start_s", "finish_s")

@@ -3,8 +3,9 @@
 `pytest tests/benchmarks --benchmark-enable`: CPU seconds a job (all run in one thread), Ciw's and ours taken in turn
 within each round, ours from sampling to the job table, Ciw's to its list of records; the ratios are medians over the
 rounds, written to the reference.
-`draw` is the cost of drawing the random numbers alone, the limit for any simulator that uses them. Without the option
-it runs once, small.
+`draw` is the cost of drawing the random numbers alone, the limit for any simulator that uses them. Each ratio must
+reach its bar; without the option, in few and shorter rounds on a machine that may be busy, half of it: `simulate` is
+then at least 100 times as fast as Ciw.
 """
 
 import json
@@ -69,16 +70,16 @@ def one_round(n, n_ciw, rng):
 
 
 def test_speed_against_ciw(benchmark):
-    n, n_ciw, rounds = (100, 100, 1) if benchmark.disabled else (1_000_000, 20_000, 9)
+    n, n_ciw, rounds, share = (500_000, 2_000, 3, 0.5) if benchmark.disabled else (1_000_000, 20_000, 9, 1)
     rng = np.random.default_rng(0)
     one_round(100, 100, rng)  # compiled, imported
     times = []
-    benchmark.pedantic(lambda: times.append(one_round(n, n_ciw, rng)), rounds=rounds)
+    benchmark.pedantic(lambda: times.extend(one_round(n, n_ciw, rng) for _ in range(rounds)))
     ratios = {name: np.median([t["ciw"] / t[name] for t in times]) for name in ("draw", *BAR)}
     summary = {f"{name}_times_ciw": round(ratio) for name, ratio in ratios.items()}
     summary |= {f"{name}_ns_a_job": round(np.median([t[name] for t in times]) * 1e9, 1) for name in times[0]}
     benchmark.extra_info.update(summary)
-    assert all(ratio > 0 for ratio in ratios.values())
+    assert all(ratios[name] >= share * bar for name, bar in BAR.items()), ratios
     if not benchmark.disabled:
         folder = paths.REFERENCE / "validate"
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import ray
 
 from stlib.experiment.machine import contention
 from stlib.experiment.measure import measure_contention, measure_dispatch, run_on, side_by_side
-from stlib.serving.replica import start_replica
+from stlib.serving.replica import ReplicaSpec
 
 
 def rows(slowdown, blocks=12, per_block=3, noise=0.05, seed=0):
@@ -38,7 +38,7 @@ def test_the_interval_covers_the_truth():
 
 @pytest.fixture(scope="module")
 def doers():
-    yield [run_on(start_replica("sleep", menu={"nap": {}})) for _ in range(2)]
+    yield [run_on(ReplicaSpec("sleep").start(), menu={"nap": {}}) for _ in range(2)]
     ray.shutdown()
 
 

@@ -17,7 +17,7 @@ from stlib.experiment.jobs import as_story_jobs, story_pool
 from stlib.experiment.machine import fit_level, lag_correlation
 from stlib.experiment.measure import FreshReplicas, run_on
 from stlib.experiment.rows import Store, elapsed_s, export, measure, provenance, reference, row_seeds
-from stlib.serving.replica import start_ray, start_replica, stop_replica
+from stlib.serving.replica import ReplicaSpec, start_ray, stop_replica
 
 
 def counting_run(calls):
@@ -146,6 +146,19 @@ def test_an_edit_leaves_the_rows_that_do_not_run_it(tmp_path, monkeypatch, capsy
     assert f"{4 - stale} rows kept, {stale} to measure" in capsys.readouterr().out
 
 
+def test_a_method_s_name_counts_as_what_the_menu_says(tmp_path, capsys):
+    """The entry `quick` turned into another: its rows are measured again, those of other entries are kept."""
+    plan, menu = pd.DataFrame({"method": ["quick", "parallel"]}), {"parallel": {"method": "parallel"}}
+    for steps in (4, 4, 2):
+        entries = menu | {"quick": {"method": "parallel", "steps": steps}}
+        measure(plan, lambda row: {}, Store(tmp_path / "rows.jsonl"), "weights", menu=entries)
+    told = [line for line in capsys.readouterr().out.splitlines() if "kept" in line]
+    assert told == ["jobs: 0 rows kept, 2 to measure", "jobs: 2 rows kept, 0 to measure",
+                    "jobs: 1 rows kept, 1 to measure"]
+    with pytest.raises(ValueError, match="slow"):
+        measure(pd.DataFrame({"method": ["slow"]}), lambda row: {}, Store(tmp_path / "rows.jsonl"), "w", menu=menu)
+
+
 def test_rows_of_two_boots_are_no_neighbours(tmp_path, monkeypatch):
     """The clock of the second boot starts anew, so that by it the rows interleave: jobs twice as slow every other."""
     log_probe = np.random.default_rng(1).normal(0, 0.02, 200) + np.where(np.arange(200) < 100, 0.0, 0.7)
@@ -240,10 +253,10 @@ def running_ray():
 
 
 def test_rows_are_run_on_a_replica(running_ray, tmp_path):
-    handle = start_replica("sleep", menu={"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}})
+    handle, menu = ReplicaSpec("sleep").start(), {"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}}
     plan = pd.DataFrame({"method": ["nap", "sleep", "nap"], "threads": 1, "block": 0, "replicate": [0, 0, 1]})
     try:
-        rows = measure(plan, run_on(handle), Store(tmp_path / "rows.jsonl"), "none")
+        rows = measure(plan, run_on(handle, menu), Store(tmp_path / "rows.jsonl"), "none")
     finally:
         stop_replica(handle)
     assert (rows["run_s"] >= [0.01, 0.05, 0.01]).all() and (rows["service_s"] > rows["run_s"]).all()

@@ -11,7 +11,7 @@ from served import a_cell, calibration_rows, fitted_costs, serve
 from stlib.experiment.measure import run_on, side_by_side
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.compare import predict_run
-from stlib.serving.replica import start_replica
+from stlib.serving.replica import ReplicaSpec
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_what_follows_the_run_is_not_known_beforehand(costs):
 
 
 def test_every_replica_does_every_job():
-    doers = [run_on(start_replica("sleep")) for _ in range(2)]
+    doers = [run_on(ReplicaSpec("sleep").start()) for _ in range(2)]
     try:
         rows = side_by_side(doers, pd.DataFrame({"job_id": range(6), "workload": "sleep", "seconds": 0.02}),
                             label="calibration")

@@ -18,7 +18,7 @@ from stlib.prediction.cell import Campaign, Cell, finished, read_cell, run_cell
 from stlib.prediction.compare import predict_cell
 from stlib.prediction.predict import System
 from stlib.queueing.variability import arrival_variability
-from stlib.serving.replica import start_replica
+from stlib.serving.replica import ReplicaSpec
 
 FILE = paths.DATA / "campaign.yml"
 
@@ -31,7 +31,7 @@ def costs():
 @pytest.fixture
 def simulated(costs, monkeypatch):
     """Cells served by simulation; the machine is 10 % slow."""
-    def serve_simulated(jobs, arrival_s, cell, handles, estimate):
+    def serve_simulated(jobs, arrival_s, cell, spec, handles, estimate):
         params = jobs.drop(columns=["job_id", "workload"]).to_dict("records")[0]
         assert len(handles) == cell.replicas and estimate(params, cell.method) > 0
         made = a_cell(costs, n_jobs=len(jobs), replicas=cell.replicas, lam=len(jobs) / arrival_s[-1])
@@ -85,7 +85,7 @@ def test_bad_cells_are_refused_before_anything_runs(tmp_path, change, message):
 def test_a_trace_shorter_than_the_jobs_is_refused(tmp_path):
     (tmp_path / "trace.csv").write_text("at\n1\n2\n3\n")
     cell = Cell("images", "parallel", 1, "central", arrivals={"name": str(tmp_path / "trace.csv")})
-    with pytest.raises(ValueError, match="n = 50"):
+    with pytest.raises(ValueError, match=r"n_jobs = 50, but .*trace.csv has 3 arrivals: ask for 3 jobs or fewer"):
         small(cells={1: cell})
     plan = replace(Campaign.from_yaml(), n_jobs=3, cells={1: replace(cell, rate=2.0)})
     _, arrival_s, lam = drawn(JobMix.from_yaml("images"), plan.cells[1].arrivals, 2.0, 1, 3)
@@ -215,7 +215,7 @@ def raising(error):
 @pytest.mark.slow
 def test_a_real_cell_is_served_and_predicted(costs, tmp_path):
     plan = replace(Campaign.from_yaml(), n_jobs=12)
-    handles = [start_replica("story") for _ in range(2)]
+    handles = [ReplicaSpec().start() for _ in range(2)]
     try:
         folder = run_cell(plan, 8, costs, handles.__getitem__, results=tmp_path)
     finally:

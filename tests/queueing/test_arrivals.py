@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent import interval_scv
 from scipy import linalg
 
-from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace
+from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace, arrival_process
 
 RENEWALS = [
     Renewal(2.0, 0.3, "gamma"),
@@ -14,7 +15,7 @@ RENEWALS = [
     Renewal(0.5, 4.0, "hyperexponential"),
     Renewal(3.0, 0.6, "lognormal"),
 ]
-BURSTY = MMPP2.from_dispersion(rate=2.0, idc=4.0, burst_s=5.0, burst_share=0.25)
+BURSTY = MMPP2(3.55, 1.48, 0.2, 1 / 15)  # bursts of 5 s that fill a quarter of the time: IDC 4
 
 
 def within(sample, expected, n_errors=4.5):
@@ -78,7 +79,7 @@ def test_idc_is_exact(rate1, rate2, switch1, switch2, t):
 def test_equal_rates_are_poisson():
     process = MMPP2(2.0, 2.0, 0.3, 0.7)
     assert process.idc(np.array([0.1, 10.0, np.inf])) == pytest.approx([1, 1, 1])
-    assert process.interval_scv == pytest.approx(1)
+    assert interval_scv(process) == pytest.approx(1)
 
 
 def test_counts_of_a_sample_match_rate_and_idc_from_the_start():
@@ -92,23 +93,7 @@ def test_counts_of_a_sample_match_rate_and_idc_from_the_start():
 
 def test_gaps_of_a_long_sample_match_the_interval_scv():
     runs = [np.diff(BURSTY.sample(20_000, np.random.default_rng(i))) for i in range(40)]
-    assert within([(gaps**2).mean() - (BURSTY.interval_scv + 1) / BURSTY.rate**2 for gaps in runs], 0)
-
-
-@given(st.floats(0.1, 10), st.floats(1.01, 50), st.floats(0.05, 0.95), st.floats(0.1, 100))
-@settings(max_examples=60)
-def test_from_dispersion_gives_what_was_asked_or_refuses(rate, idc, share, burst_s):
-    highest = 1 + 2 * rate * (1 - share) ** 2 * burst_s / share
-    if idc > highest * (1 + 1e-9):
-        with pytest.raises(ValueError, match=r"idc = .* must lie in \(1"):
-            MMPP2.from_dispersion(rate, idc, burst_s, share)
-    elif idc < highest * (1 - 1e-9):
-        process = MMPP2.from_dispersion(rate, idc, burst_s, share)
-        assert process.rate == pytest.approx(rate)
-        assert process.idc(np.inf) == pytest.approx(idc)
-        assert 1 / process.switch1 == pytest.approx(burst_s)
-        assert process.switch2 / (process.switch1 + process.switch2) == pytest.approx(share)
-        assert process.rate1 > process.rate2 >= 0
+    assert within([(gaps**2).mean() - (interval_scv(BURSTY) + 1) / BURSTY.rate**2 for gaps in runs], 0)
 
 
 def test_an_mmpp_refuses_an_scv_and_says_why():
@@ -196,14 +181,15 @@ def test_bad_numbers_are_refused(bad):
         lambda: Poisson(bad),
         lambda: Renewal(bad, 1.0),
         lambda: MMPP2(1, 1, bad, 1),
-        lambda: MMPP2.from_dispersion(bad, 2, 1),
-        lambda: MMPP2.from_dispersion(1, bad, 1),
-        lambda: MMPP2.from_dispersion(1, 1.5, 1, bad),
+        lambda: MMPP2.fit(bad, 2, 4),
+        lambda: MMPP2.fit(1, bad, 4),
+        lambda: MMPP2.fit(1, 2, bad),
+        lambda: MMPP2.fit(1, 2, 4, bad),
         lambda: Poisson(1.0).sample(bad, np.random.default_rng(0)),
         lambda: Trace([1, 2, 3]).idc(bad),
     ]
     for make in makers:
-        with pytest.raises(ValueError, match=r"must|leaves"):
+        with pytest.raises(ValueError, match=r"must|leaves|needs"):
             make()
     with pytest.raises(ValueError, match="must"):
         MMPP2(1, -1, 1, 1)
@@ -217,3 +203,54 @@ def test_bad_numbers_are_refused(bad):
 def test_renewal_refuses_an_scv_its_law_cannot_have(scv, law):
     with pytest.raises(ValueError, match=r"scv|law"):
         Renewal(1.0, scv, law)
+
+
+@pytest.mark.parametrize(("given", "process"), [
+    ({}, Poisson(2.0)), ({"name": "poisson", "scv": 1, "idc": 1.0}, Poisson(2.0)),
+    ({"name": "calm", "scv": 1}, Poisson(2.0)), ({"name": "lumpy", "scv": 4}, Renewal(2.0, 4)),
+    ({"name": "even", "scv": 0.25}, Renewal(2.0, 0.25)), ({"name": "on", "scv": 3, "idc": 3}, MMPP2.fit(2.0, 3, 3)),
+    ({"name": "clock", "scv": 0}, Renewal(2.0, 0, "deterministic")),
+    ({"name": "bursty", "scv": 2, "idc": 4}, MMPP2.fit(2.0, 2, 4)),
+])
+def test_a_process_is_what_its_parameters_say(given, process):
+    found = arrival_process(2.0, **given)
+    assert found == process
+    gaps = np.diff(found.sample(100_000, np.random.default_rng(5)))
+    assert gaps.mean() == pytest.approx(0.5, rel=0.05)
+    if "idc" not in given:
+        assert gaps.var() / gaps.mean() ** 2 == pytest.approx(given.get("scv", 1), rel=0.1, abs=1e-9)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"name": "lumpy", "idc": 4}, "'lumpy' state no scv"), ({"name": "lumpy", "idc": 1}, "state no scv"),
+    ({"name": "lumpy"}, "'lumpy' state no scv"), ({"scv": 4}, "'poisson' have scv = idc = 1"),
+    ({"name": "poisson", "scv": 2, "idc": 4}, "give them another name"),
+    ({"name": "lumpy", "scv": 4, "idc": 1}, "1 < scv <= idc"),
+    ({"name": "lumpy", "scv": 1, "idc": 4}, "1 < scv <= idc"),
+    ({"name": "lumpy", "scv": -1}, "scv = -1 must be"), ({"name": "lumpy", "scv": math.nan}, "scv = nan must be"),
+    ({"name": "lumpy", "scv": "4"}, "scv = 4 must be a finite number"),
+    ({"name": "lumpy", "scv": True}, "scv = True must be a finite number"),
+    ({"name": "lumpy", "svc": 4}, "no parameter 'svc': a process takes scv and idc"),
+    ({"name": "lumpy", "scv": 4, "time_column": "t"}, "no parameter 'time_column'"),
+    ({"name": "day.csv", "scv": 4}, "no parameter 'scv': a trace takes time_column and unit"),
+    ({"name": "day.csv", "column": "t"}, "no parameter 'column': a trace takes"),
+])
+def test_a_process_that_would_be_another_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        arrival_process(2.0, **given)
+
+
+@pytest.mark.parametrize("rate", [None, 0, -1.0, math.nan, "2", True])
+def test_a_process_needs_a_rate_above_zero(tmp_path, rate):
+    path = written(tmp_path, "t\n0\n1\n")
+    makers = [lambda: arrival_process(rate), lambda: arrival_process(rate, "lumpy", scv=4)]
+    makers += [lambda: arrival_process(rate, str(path), time_column="t")] if rate is not None else []
+    for make in makers:
+        with pytest.raises(ValueError, match=f"rate = {rate} must be a finite number above 0"):
+            make()
+
+
+def test_a_trace_is_stretched_to_a_rate_or_keeps_its_own(tmp_path):
+    path = str(written(tmp_path, "job_id,t\n7,0\n8,1500\n9,2000\n"))
+    assert arrival_process(None, path, time_column="t", unit="ms").arrival_s.tolist() == [0, 1.5, 2]
+    assert arrival_process(4.0, path, time_column="t").arrival_s == pytest.approx([0, 0.375, 0.5])

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent import by_three_moments, draws
 from scipy import sparse, stats
 from scipy.sparse.linalg import spsolve
 
 from stlib.queueing import chains
-from stlib.queueing.chains import mg1_queue_dependent, mphk, mphk_queue_lengths
+from stlib.queueing.chains import mg1_queue_dependent, mphk
 from stlib.queueing.formulas import mdk, mg1, mgk, mm1, mmk
 from stlib.queueing.phase_type import PhaseType
 from stlib.queueing.simulation import simulate
@@ -102,30 +103,22 @@ def test_nearly_deterministic_service_tends_to_mdk():
     assert 2 * waits[2] - waits[1] == pytest.approx(0, abs=0.02 * waits[0])
 
 
-@pytest.mark.parametrize(("k", "rho", "scv"), [(1, 0.5, 0.5), (2, 0.9, 0.2), (3, 0.8, 3.0)])
-def test_queue_lengths_sum_to_one_and_have_the_means(k, rho, scv):
-    law = PhaseType.from_moments(2.0, scv)
-    found = mphk(rho * k / 2, law, k)
-    lengths = mphk_queue_lengths(rho * k / 2, law, k, 1500)
-    n = np.arange(1501)
-    assert (lengths >= 0).all()
-    assert lengths.sum() == pytest.approx(1, abs=1e-9)
-    assert lengths @ n == pytest.approx(found.l)
-    assert lengths @ np.minimum(n, k) == pytest.approx(rho * k)
-    np.testing.assert_array_equal(mphk_queue_lengths(rho * k / 2, law, k, 1), lengths[:2])
-
-
-def test_queue_lengths_of_mm1_are_geometric():
-    lengths = mphk_queue_lengths(0.6, PhaseType.erlang(1, 1.0), 1, 30)
-    assert lengths == pytest.approx(0.4 * 0.6 ** np.arange(31), rel=1e-10)
-
-
 def test_near_saturation_the_chain_is_exact_or_refuses():
     rho = chains.MAX_RHO
     assert mphk(2 * rho, PhaseType.erlang(1, 1.0), 2).wq == pytest.approx(mmk(2 * rho, 1.0, 2).wq, rel=1e-6)
     assert mphk(rho, PhaseType.from_moments(1.0, 4.0), 1).wq == pytest.approx(mg1(rho, 1.0, 4.0).wq, rel=1e-6)
     with pytest.raises(ValueError, match=r"rho = 0.99999 must be at most 0.9999"):
         mphk(0.99999, PhaseType.erlang(2, 1.0), 1)
+
+
+@pytest.mark.parametrize("lam", [1e-12, 1e-6, 1e-3])
+def test_waits_of_an_almost_empty_queue_keep_their_digits(lam):
+    exact = mg1(lam, 2.0, 0.5).wq
+    law = PhaseType.erlang(2, 2.0)
+    assert mphk(lam, law, 1).wq == pytest.approx(exact, rel=1e-9, abs=0)
+    for policy in ([0], [0, 0, 1], [1, 0, 1, 0]):
+        found = mg1_queue_dependent(lam, [(2.0, 0.5), law], policy)
+        assert (found.wq, found.rho) == pytest.approx((exact, 2 * lam), rel=1e-9, abs=0)
 
 
 def test_too_many_configurations_point_to_simulation():
@@ -144,8 +137,6 @@ def test_bad_input_is_refused(bad):
             mphk(bad, law, 2)
         with pytest.raises(ValueError, match=r"lam = .* must"):
             mg1_queue_dependent(bad, [(1.0, 1.0)], [0])
-    with pytest.raises(ValueError, match=r"n_max = .* must"):
-        mphk_queue_lengths(0.5, law, 2, -1 if bad == 0 else bad)
     with pytest.raises(ValueError, match="rho = 1 must be below 1"):
         mphk(2.0, law, 2)
 
@@ -230,7 +221,7 @@ def test_an_overloaded_law_is_fine_while_the_last_is_stable():
         mg1_queue_dependent(0.9, [(3.0, 1.0), (0.5, 1.0)], [1, 1, 0])
 
 
-@pytest.mark.parametrize("policy", [[], [2], [-1], [0.5], [[0]], [math.nan]])
+@pytest.mark.parametrize("policy", [[], [2], [-1], [0.5], [[0]], [math.nan], [math.inf], [True, False], ["0"]])
 def test_a_policy_that_names_no_law_is_refused(policy):
     with pytest.raises(ValueError, match="policy"):
         mg1_queue_dependent(0.5, [(1.0, 1.0), (0.5, 1.0)], policy)
@@ -256,7 +247,7 @@ def random_cases(n_cases, rng):
     while n_cases:
         k, rho, scv = int(rng.integers(1, 9)), rng.uniform(0.3, 0.95), float(np.exp(rng.uniform(*np.log([0.05, 8]))))
         third = None if n_cases % 3 else rng.uniform(1.2, 2.5) * (1 + scv) ** 2
-        law = PhaseType.from_moments(1.0, scv, third)
+        law = PhaseType.from_moments(1.0, scv) if third is None else by_three_moments(1.0, scv, third)
         if math.comb(len(law.alpha) + k - 1, k) <= chains.MAX_CONFIGURATIONS:
             n_cases -= 1
             yield k, rho, scv, law
@@ -274,7 +265,7 @@ def simulated_waits(lam, law, k, n_runs, rng):
     waits = []
     for _ in range(n_runs):
         arrivals = rng.exponential(1 / lam, warm_up + kept).cumsum()
-        table = simulate(arrivals, law.sample(warm_up + kept, rng), k)
+        table = simulate(arrivals, draws(law, warm_up + kept, rng), k)
         waits.append((table["start_s"] - table["arrival_s"]).to_numpy()[warm_up:].mean())
     return np.array(waits)
 

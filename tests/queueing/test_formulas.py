@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from stlib.queueing.chains import MAX_CONFIGURATIONS, mphk
 from stlib.queueing.checks import QueueMetrics, check_jobs
 from stlib.queueing.formulas import (
+    SLOWEST,
     erlang_c,
     gigk,
     lee_longton,
@@ -19,8 +20,6 @@ from stlib.queueing.formulas import (
     mgk,
     mm1,
     mmk,
-    mmk_response_percentile,
-    mmk_response_tail,
 )
 from stlib.queueing.phase_type import PhaseType
 from stlib.queueing.simulation import run_jobs
@@ -84,10 +83,38 @@ def test_mdk_is_the_embedded_chain_at_service_ends():
 
 @pytest.mark.parametrize("k", [1, 2, 7, 64])
 def test_mdk_has_no_seam_and_holds_near_saturation(k):
-    below, above = mdk(0.8 * k, 1.0, k).wq, mdk(0.8 * k * (1 + 1e-9), 1.0, k).wq
-    assert above == pytest.approx(below, rel=2e-8) and above > below
+    seam = optimize.brentq(lambda rho: k * (rho - 1 - math.log(rho)) - SLOWEST, 0.1, 0.9999)
+    below, above = mdk(seam * k * (1 - 1e-9), 1.0, k).wq, mdk(seam * k * (1 + 1e-9), 1.0, k).wq
+    assert above == pytest.approx(below, rel=5e-7) and above > below
     gap = 1e-6
     assert mdk(k * (1 - gap), 1.0, k).wq * 2 * k * gap == pytest.approx(1, abs=1e-3)
+
+
+def positive_terms(rho, k):
+    """M/D/k mean wait in service times: the sum over i and j >= i k of P(N_i = j) (j + 1 - i k) / (j + 1)."""
+    total, i, last = 0.0, 1, math.inf
+    while last > 1e-12 * total:
+        n, mean, last = i * k, i * k * rho, 0.0
+        for j in itertools.count(n):
+            term = math.exp(j * math.log(mean) - mean - math.lgamma(j + 1)) * (j + 1 - n) / (j + 1)
+            last += term
+            if term <= 1e-12 * last:
+                break
+        total, i = total + last, i + 1
+    return total
+
+
+@pytest.mark.parametrize(("rho", "k"), [(0.85, 3000), (0.9, 1000), (0.83, 64), (0.87, 5000), (0.95, 500), (0.3, 20)])
+def test_a_tiny_wait_of_mdk_keeps_its_digits(rho, k):
+    assert mdk(rho * k * 2, 0.5, k).wq == pytest.approx(positive_terms(rho, k) / 2, rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8, 31, 32, 33, 100, 333, 1000, 2500, 3000, 5000])
+def test_deterministic_service_waits_less_than_exponential_at_any_load(k):
+    waits = [(mdk(rho * k, 1.0, k).wq, mgk(rho * k, 1.0, 0.5, k).wq, mmk(rho * k, 1.0, k).wq)
+             for rho in (1e-6, 1e-3, *np.linspace(0.01, 0.99, 50), 0.999, 0.99999, 1 - 1e-9)]  # fmt: skip
+    assert all(0 <= constant <= between <= exponential for constant, between, exponential in waits)
+    assert (np.diff(np.array(waits), axis=0) >= 0).all()
 
 
 @given(RHO)
@@ -143,30 +170,6 @@ def test_mgk_above_scv_one_errs_as_documented(scv, error):
     assert mgk(4.0, 1.0, scv, 8).wq / exact - 1 == pytest.approx(error, abs=0.005)
 
 
-def test_response_tail_of_one_server_is_exponential():
-    for t in (0.0, 0.3, 2.0, 40.0):
-        assert mmk_response_tail(0.7, 1.0, 1, t) == pytest.approx(math.exp(-0.3 * t))
-    assert mmk_response_percentile(0.7, 1.0, 1, 0.95) == pytest.approx(math.log(20) / 0.3)
-
-
-@pytest.mark.parametrize(("lam", "k"), [(1.2, 3), (2.0, 3), (2.9, 3), (7.0, 8)])
-def test_response_tail_integrates_to_the_mean_and_is_the_convolution(lam, k):
-    """At lam = 2, k = 3 the two rates coincide."""
-    t = np.linspace(0, 400, 400_001)
-    tail = np.array([mmk_response_tail(lam, 1.0, k, x) for x in t[::20]])
-    assert np.trapezoid(tail, t[::20]) == pytest.approx(mmk(lam, 1.0, k).w, rel=1e-4)
-    wait, drain = erlang_c(lam, 1.0, k), k - lam
-    at, s = 1.7, np.linspace(0, 1.7, 20_001)
-    waited = np.trapezoid(drain * np.exp(-drain * s) * np.exp(-(at - s)), s) + math.exp(-drain * at)
-    assert mmk_response_tail(lam, 1.0, k, at) == pytest.approx((1 - wait) * math.exp(-at) + wait * waited, rel=1e-6)
-
-
-@given(RHO, SERVERS, st.floats(0.001, 0.999))
-def test_the_percentile_inverts_the_tail(rho, k, q):
-    t = mmk_response_percentile(rho * k, 1.0, k, q)
-    assert mmk_response_tail(rho * k, 1.0, k, t) == pytest.approx(1 - q, rel=1e-6)
-
-
 def test_metrics_are_frozen():
     with pytest.raises(FrozenInstanceError):
         QueueMetrics(0.5, 1.0, 2.0, 0.5, 1.0).wq = 0.0
@@ -180,8 +183,6 @@ CALLS = {
     "mgk": (mgk, dict(lam=0.5, mean_s=1.0, scv_s=0.5, k=2)),
     "gigk": (gigk, dict(lam=0.5, scv_a=0.5, mean_s=1.0, scv_s=0.5, k=2)),
     "lee_longton": (lee_longton, dict(lam=0.5, mean_s=1.0, scv_s=0.5, k=2)),
-    "tail": (mmk_response_tail, dict(lam=0.5, mu=1.0, k=2, t=1.0)),
-    "percentile": (mmk_response_percentile, dict(lam=0.5, mu=1.0, k=2, q=0.9)),
 }
 BAD = {
     "lam": (0, -1.0, math.nan, math.inf, 5.0),
@@ -191,8 +192,6 @@ BAD = {
     "k": (0, -1, 1.5, math.nan, math.inf),
     "scv_s": (-0.1, math.nan, math.inf),
     "scv_a": (-0.1, math.nan, math.inf),
-    "t": (-1.0, math.nan, math.inf),
-    "q": (0.0, 1.0, -1.0, math.nan),
 }
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent import mmk_response_percentile
 
-from stlib.queueing.formulas import mgk, mmk, mmk_response_percentile
+from stlib.queueing.formulas import mgk, mmk
 from stlib.queueing.planning import max_rate, min_replicas, read_target
 from stlib.queueing.simulation import simulate
 

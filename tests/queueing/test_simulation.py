@@ -176,6 +176,37 @@ def test_recursion_rebuilds_the_run_it_is_given():
             assert again["n_outstanding"].equals(table["n_outstanding"])
 
 
+def test_recursion_follows_the_order_of_the_starts():
+    """Shortest job first on one replica: 0 runs to 4; of 1, 2, 3, which wait then, the shortest starts next."""
+    arrival, service = [0.0, 1.0, 2.0, 3.0, 20.0], [4.0, 5.0, 3.0, 1.0, 2.0]
+    starts = [0.0, 8.0, 5.0, 4.0, 20.0]
+    again = recursion(arrival, service, np.zeros(5, int), starts)
+    assert again["start_s"].tolist() == starts
+    assert again["finish_s"].tolist() == [4, 13, 8, 5, 22]
+    assert again["n_outstanding"].tolist() == [1, 1, 2, 3, 1]
+    assert recursion(arrival, service, np.zeros(5, int))["start_s"].tolist() == [0, 4, 9, 12, 20]
+
+
+def test_recursion_of_other_orders_is_a_plain_loop():
+    """Two replicas, each serving its shortest waiting job next; starts recorded late by an overhead give no wait."""
+    arrival, work = gamma_jobs(300, 1.8, seed=9, scv=1)
+    replica, start = np.arange(300) % 2, np.empty(300)
+    for r in (0, 1):
+        left, now = list(np.flatnonzero(replica == r)), 0.0
+        while left:
+            now = max(now, arrival[left[0]])
+            i = min((j for j in left if arrival[j] <= now), key=lambda j: work[j])
+            left.remove(i)
+            start[i], now = now, now + work[i]
+    again = recursion(arrival, work, replica, start + 1e-4)
+    np.testing.assert_array_equal(again["start_s"], start)
+    np.testing.assert_array_equal(again["finish_s"], start + work)
+    for i in range(300):
+        near = replica == replica[i]
+        there = near & (arrival <= start[i]) & (start + work > start[i] + 1e-12) & ~(near & (start < start[i]))
+        assert again["n_outstanding"][i] == there.sum()
+
+
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_n_outstanding_and_littles_law_from_the_times_alone(routing):
     arrival, work = gamma_jobs(800, 1.8, seed=5)
@@ -266,6 +297,9 @@ def test_recursion_refuses_jobs_that_never_started():
     for replica in ([0, -1], [0.0, 1.0], [0]):
         with pytest.raises(ValueError, match="leave out jobs that never started"):
             recursion([0, 1], [1, 1], replica)
+    for start in ([0.0, np.nan], [0.0], [0.0, np.inf]):
+        with pytest.raises(ValueError, match=r"start_s .* leave out jobs that never started"):
+            recursion([0, 1], [1, 1], [0, 0], start)
 
 
 def test_imports_where_no_cache_can_be_written(tmp_path):

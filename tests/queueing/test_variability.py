@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from independent import interval_scv
 from scipy import stats
 
 from stlib import paths
 from stlib.queueing import variability as var
-from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace, fit_mmpp2
+from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace
 
 TRACE = paths.DATA / "traces" / "day_night.csv"
 N = 1000  # arrivals and services of a sample
@@ -61,8 +62,8 @@ CASES = {  # name: arrivals of rate 1, services of mean 0.7 for k = 1, the answe
     "Erlang-2, exponential": (Renewal(1, 0.5), exponential, "GI/G/k"),
     "hyper-exponential SCV 4, lognormal SCV 0.3": (Renewal(1, 4, "hyperexponential"), lognormal, "GI/G/k"),
     "lognormal SCV 2, gamma SCV 0.5": (Renewal(1, 2, "lognormal"), gamma, "GI/G/k"),
-    "MMPP SCV 2 dispersion 4, exponential": (fit_mmpp2(1, 2, 4), exponential, "simulate"),
-    "MMPP SCV 2 dispersion 10, lognormal SCV 0.3": (fit_mmpp2(1, 2, 10), lognormal, "simulate"),
+    "MMPP SCV 2 dispersion 4, exponential": (MMPP2.fit(1, 2, 4), exponential, "simulate"),
+    "MMPP SCV 2 dispersion 10, lognormal SCV 0.3": (MMPP2.fit(1, 2, 10), lognormal, "simulate"),
     "Poisson by day and night, exponential": (ThreeDays(), exponential, "simulate"),
     "Poisson, drifting machine": (Poisson(1), drifting_machine, "simulate"),
 }
@@ -136,9 +137,9 @@ def test_holm_by_its_definition():
 
 @given(rate=st.floats(0.01, 100), excess=st.floats(0.02, 5), more=st.floats(0, 20), share=st.floats(0.05, 0.95))
 def test_fitted_mmpp2_has_what_was_asked(rate, excess, more, share):
-    process = fit_mmpp2(rate, 1 + excess, 1 + excess + more, share)
+    process = MMPP2.fit(rate, 1 + excess, 1 + excess + more, share)
     assert process.rate == pytest.approx(rate)
-    assert process.interval_scv == pytest.approx(1 + excess, rel=1e-6)
+    assert interval_scv(process) == pytest.approx(1 + excess, rel=1e-6)
     assert process.idc(np.inf) == pytest.approx(1 + excess + more, rel=1e-6)
     assert process.switch2 / (process.switch1 + process.switch2) == pytest.approx(share)
     assert process.rate1 >= process.rate2
@@ -148,16 +149,16 @@ def test_fitted_mmpp2_has_what_was_asked(rate, excess, more, share):
                                                    (np.nan, 4, 0.5), (2, 4, 0), (2, 4, 1)])
 def test_no_mmpp2_outside_its_range(scv, idc, share):
     with pytest.raises(ValueError, match="1 < scv <= idc"):
-        fit_mmpp2(1, scv, idc, share)
+        MMPP2.fit(1, scv, idc, share)
 
 
 def test_fit_of_a_samples_own_summary_finds_the_process():
     process = MMPP2(1.65, 0.35, 0.14, 0.14)
     arrival_s = process.sample(400_000, np.random.default_rng(4))
     seen = var.arrival_variability(arrival_s)
-    assert seen.scv == pytest.approx(process.interval_scv, rel=0.02)
+    assert seen.scv == pytest.approx(interval_scv(process), rel=0.02)
     assert seen.dispersion == pytest.approx(process.idc(20 * seen.mean_s), rel=0.05)  # 20 000 windows: s.e. 1 to 2 %
-    again = fit_mmpp2(1 / seen.mean_s, seen.scv, Trace(arrival_s).idc(2000))  # 200 windows: s.e. 10 %
+    again = MMPP2.fit(1 / seen.mean_s, seen.scv, Trace(arrival_s).idc(2000))  # 200 windows: s.e. 10 %
     assert (again.rate1, again.rate2) == pytest.approx((1.65, 0.35), rel=0.15)
 
 
@@ -185,7 +186,7 @@ def test_dispersion_of_independent_services_is_their_scv():
 
 def test_reasons_are_sentences_and_name_the_tests():
     rng = np.random.default_rng(6)
-    arrival_s, services = fit_mmpp2(1, 2, 10).sample(N, rng), exponential(rng)
+    arrival_s, services = MMPP2.fit(1, 2, 10).sample(N, rng), exponential(rng)
     choice = var.select_model(arrival_s, services, 2)
     assert choice.reasons[0] == f"load {services.mean() / 2 / np.diff(arrival_s).mean():.2f} on k = 2"
     [sentence] = [reason for reason in choice.reasons if reason.startswith(var.STEADY_ARRIVALS)]

@@ -13,6 +13,7 @@ from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
 from stlib.queueing.simulation import ROUTINGS, simulate
 from stlib.serving.dispatcher import Dispatcher, Reply
 from stlib.serving.replay import replay
+from stlib.serving.replica import ReplicaSpec
 from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
@@ -30,9 +31,9 @@ def sleepers(seconds) -> pd.DataFrame:
 def start_sleepers() -> list:
     """Three loaded replicas, with slots for three more; the machine may have fewer cores, but sleeping takes none."""
     ray.shutdown()
-    ray.init(num_cpus=6, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
+    ray.init("local", num_cpus=6, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
              _node_ip_address="127.0.0.1", object_store_memory=2**27)
-    return [server.handle for server in Dispatcher("sleep", 3, menu=MENU).start().servers]
+    return [server.handle for server in Dispatcher("sleep", 3).start().servers]
 
 
 def running_sleepers() -> list:
@@ -82,10 +83,11 @@ def test_it_decides_as_the_simulator_does(replicas, routing, k, rules):
         rules["work_estimate_s"] = None
     methods = {"methods": ("slow", "quick")} if "policy" in rules else {}
     arrival, work, expected, rules = separated_case(k, routing=routing, **methods, **rules)
+    menu = MENU if methods else None
     estimates = dict(zip(work.tolist(), rules.get("work_estimate_s", work), strict=True))
     target = Dispatcher("sleep", k, routing=routing, handles=replicas[:k], policy=rules.get("policy"),
                         max_waiting=rules.get("max_waiting"), estimate=lambda params, _: estimates[params["seconds"]],
-                        **methods)
+                        menu=menu, **methods)
     with target:
         for _ in range(4):  # a run that the machine disturbed beyond the case's tolerance says nothing about the rules
             served, products = replay(sleepers(work), arrival, target, deadline_s=rules.get("deadline_s"),
@@ -241,7 +243,7 @@ def test_a_policy_declares_each_method_s_own_work(replicas):
 
 @pytest.mark.parametrize("options, message", [
     ({"replicas": 0}, "replicas = 0"),
-    ({"workload": "dream"}, "unknown workload 'dream'"),
+    ({"spec": "dream"}, "unknown workload 'dream'"),
     ({"routing": "random"}, "routing 'random' is unknown; choose one of"),
     ({"routing": "least_work"}, "least_work needs estimate"),
     ({"routing": "least_work", "estimate": len, "policy": [0], "methods": ("a",)}, "no policy"),
@@ -253,7 +255,7 @@ def test_a_policy_declares_each_method_s_own_work(replicas):
 ])
 def test_bad_options_are_refused_before_ray_starts(options, message):
     with pytest.raises(ValueError, match=message):
-        Dispatcher(**{"workload": "sleep"} | options)
+        Dispatcher(**{"spec": "sleep"} | options)
 
 
 def test_bad_jobs_are_refused_before_they_count(replicas):
@@ -318,6 +320,18 @@ def test_a_killed_replica_costs_a_retry_and_is_replaced(replicas, routing, k):
     else:
         assert retry["replica"] == 0 and (others.loc[others["replica"] == 0, "start_s"] > retry["start_s"]).all()
     assert {reply.row["replica"] for reply in again} == set(range(k))
+
+
+def test_a_replica_that_is_replaced_is_of_the_same_spec(replicas):
+    """Also where the first ones were started elsewhere."""
+    spec = ReplicaSpec("sleep", threads=2)
+    first = spec.start()
+    with Dispatcher(spec, 1, handles=[first]) as target:
+        reply, = asyncio.run(Killer(target).run([of(0.4)], kills=1))
+        other = target.servers[0].handle
+        about = ray.get(other.about.remote())
+    assert (reply.row["outcome"], reply.row["attempt"]) == ("completed", 2)
+    assert other is not first and about["threads"] == 2
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stlib.serving import replica
-from stlib.serving.replica import IDLE_S, Replica, start_ray, start_replica, stop_job, stop_replica
+from stlib.serving.replica import IDLE_S, Replica, ReplicaSpec, start_ray, stop_job, stop_replica
 from stlib.serving.workloads import WORKLOADS, Cancelled
 from stlib.serving.workloads.sleep import SleepWorkload
 
@@ -59,16 +59,16 @@ def test_without_probes_nothing_is_added(sleeper):
     assert products["service_s"] == pytest.approx(products["run_s"], abs=1e-3)
 
 
-def test_the_menu_turns_a_method_into_parameters():
-    quick = Replica("sleep", menu={"nap": {"seconds": 0.01}})
-    assert quick.run({}, "nap", probe=False)[1]["slept_s"] < 0.1
-    with pytest.raises(ValueError, match="unknown method 'night': the menu has nap"):
-        quick.run({}, "night")
-
-
 def test_unknown_workloads_are_refused_before_ray_starts():
     with pytest.raises(ValueError, match="unknown workload 'dream': use one of story, sleep"):
-        start_replica("dream")
+        ReplicaSpec("dream").start()
+
+
+@pytest.mark.parametrize("wrong, message", [({"threads": 0}, "threads = 0"), ({"threads": 1.5}, "threads = 1.5"),
+                                            ({"gpus": -1}, "gpus = -1"), ({"gpus": float("nan")}, "gpus = nan")])
+def test_a_spec_s_numbers_are_checked(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ReplicaSpec(**wrong)
 
 
 def test_an_unreachable_cluster_is_an_error_within_seconds(monkeypatch):
@@ -81,8 +81,8 @@ def test_an_unreachable_cluster_is_an_error_within_seconds(monkeypatch):
 
 START = """
 import ray
-from stlib.serving.replica import start_replica
-replica = start_replica("sleep")
+from stlib.serving.replica import ReplicaSpec
+replica = ReplicaSpec("sleep").start()
 assert ray.get(replica.run.remote({"seconds": 0.0}))[1]["slept_s"] >= 0
 visible = ray.get(replica.__ray_call__.remote(lambda self: __import__("os").environ.get("CUDA_VISIBLE_DEVICES")))
 print("visible", repr(visible), "in", ray._private.worker.global_worker.node.get_session_dir_path())
@@ -140,7 +140,7 @@ def test_the_folder_of_ray_is_short_and_absolute(monkeypatch, env, folder):
 
 @pytest.fixture(scope="module")
 def actor():
-    handle = start_replica("sleep", threads=2)
+    handle = ReplicaSpec("sleep", threads=2).start()
     yield handle
     ray.shutdown()
 
@@ -187,7 +187,7 @@ def test_the_thread_that_computes_has_the_replicas_threads(actor):
         return torch.get_num_threads(), (time.process_time() - used) / (time.monotonic() - began)
 
     two = ray.get(actor.__ray_call__.remote(cores))
-    single = start_replica("sleep")
+    single = ReplicaSpec("sleep").start()
     one = ray.get(single.__ray_call__.remote(cores))
     stop_replica(single)
     assert (one[0], two[0]) == (1, 2) and one[1] < 1.1 and two[1] > 1.15 * one[1]
@@ -200,16 +200,16 @@ def test_an_error_fails_that_job_alone(actor):
 
 
 def test_a_stopped_replica_answers_no_more_and_another_takes_its_place(actor):
-    doomed = start_replica("sleep")
+    doomed = ReplicaSpec("sleep").start()
     job = doomed.run.remote({"seconds": 30})
     stop_replica(doomed)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(job)
-    assert ray.get(start_replica("sleep").run.remote({"seconds": 0.0}))[1]["slept_s"] >= 0
+    assert ray.get(ReplicaSpec("sleep").start().run.remote({"seconds": 0.0}))[1]["slept_s"] >= 0
 
 
 def test_more_replicas_than_slots_are_refused_with_the_remedy(actor, monkeypatch):
     monkeypatch.setattr(replica, "LOAD_S", 1.0)
     with pytest.raises(RuntimeError, match="start fewer"):
         for _ in range(1 + int(ray.cluster_resources()["CPU"])):
-            start_replica("sleep", threads=1)
+            ReplicaSpec("sleep").start()

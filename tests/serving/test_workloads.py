@@ -6,12 +6,14 @@ import time
 import pytest
 from PIL import Image
 
-from stlib.serving.replica import Replica, start_replica, stop_job, stop_replica
+from stlib.generation import weights_hash
+from stlib.serving.replica import Replica, ReplicaSpec, stop_job, stop_replica
+from stlib.serving.rules import options_of
 from stlib.serving.workloads import WORKLOADS, Cancelled, make_workload
 
 STORY = {"prompt": "a fox", "captions": ["The fox finds a ball.", "The fox sleeps."], "llm_tokens": 6,
          "exact_tokens": True, "steps": 2, "image_size": 64}
-MEMBERS = ("name", "load", "validate", "run", "probe")
+MEMBERS = ("name", "load", "validate", "run", "probe", "weights_hash")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def test_every_workload_has_the_members_that_the_system_asks_for(name):
 
 @pytest.mark.parametrize("method, steps_run", [("sequential", 4), ("parallel", 2)])
 def test_a_story_job_gives_pictures_and_what_it_took(replica, method, steps_run):
-    payload, products = replica.run(STORY, method)
+    payload, products = replica.run(STORY | {"method": method})
     panels = [Image.open(io.BytesIO(png)) for png in payload["panels"]]
     assert [panel.size for panel in panels] == [(64, 64)] * 2
     assert payload["captions"] == tuple(STORY["captions"]) and payload["story"].startswith("The fox")
@@ -56,18 +58,18 @@ def test_a_story_stops_at_any_token_and_step_and_the_next_is_unharmed(replica, m
 def test_a_story_stops_in_an_actor_too_and_its_replica_stays_the_same():
     """A job of minutes: the actor is free within a step, and draws what it drew before."""
     ray = pytest.importorskip("ray")
-    actor = start_replica("story", options={"device": "cpu"})
+    actor = ReplicaSpec("story", {"device": "cpu"}).start()
     try:
-        before = ray.get(actor.run.remote(STORY, "parallel"))
+        before = ray.get(actor.run.remote(STORY | {"method": "parallel"}))
         for long in (STORY | {"llm_tokens": 300}, STORY | {"steps": 100, "image_size": 160}):
-            job = actor.run.remote(long, "sequential", token=str(long))
+            job = actor.run.remote(long, token=str(long))
             time.sleep(0.5)
             began = time.monotonic()
             stop_job(actor, str(long))
             with pytest.raises(Cancelled):
                 ray.get(job)
             assert time.monotonic() - began < 1.0
-        assert ray.get(actor.run.remote(STORY, "parallel"))[0] == before[0]
+        assert ray.get(actor.run.remote(STORY | {"method": "parallel"}))[0] == before[0]
     finally:
         stop_replica(actor)
 
@@ -79,18 +81,38 @@ def test_a_sleeper_tells_its_progress_and_sleeps_no_longer_for_it():
 
 
 def test_captions_alone_run_no_llm(replica):
-    _, products = replica.run({"captions": ["a fox"], "steps": 1, "image_size": 64}, "parallel", probe=False)
+    _, products = replica.run({"captions": ["a fox"], "steps": 1, "image_size": 64, "method": "parallel"},
+                              probe=False)
     assert products["tokens_run"] == products["llm_decode_s"] == 0
 
 
 def test_the_probe_repeats_the_same_computation(replica):
     """Its pieces are a step of the denoiser and a token: repeating them must not lengthen the LLM's cache."""
     token = replica.workload._token
-    pieces = replica.call("pieces", 2, 3)
+    pieces = replica.workload.pieces(2, 3)
     length = token.kwargs["past_key_values"].get_seq_length()
-    replica.call("pieces", 0, 3)
+    replica.workload.pieces(0, 3)
     assert token.kwargs["past_key_values"].get_seq_length() == length
     assert len(pieces["step"]) == 2 and len(pieces["token"]) == 3 and min(pieces["step"] + pieces["token"]) > 0
+
+
+def test_the_weights_of_a_spec_are_those_of_what_it_loads(tmp_path):
+    embedded = ReplicaSpec().weights_hash()
+    assert embedded == weights_hash() == ReplicaSpec(options={"models": {"llm": "embedded"}}).weights_hash()
+    for content in (b"one", b"two"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        own = ReplicaSpec(options={"models": {"ldm": str(tmp_path)}})
+        assert own.weights_hash() == weights_hash({"llm": "embedded", "ldm": str(tmp_path)}) != embedded
+        embedded = own.weights_hash()
+    assert ReplicaSpec("sleep").weights_hash() == "none"
+
+
+def test_a_loader_option_in_the_menu_is_the_job_s_and_refused_where_it_is_not_loaded():
+    menu = {name: {"method": "parallel", "precision": one} for name, one in (("as loaded", "fp32"), ("half", "fp16"))}
+    story = ReplicaSpec("story", {"device": "cpu"}).make()
+    story.validate(STORY | options_of("as loaded", menu))
+    with pytest.raises(ValueError, match="precision 'fp16'"):
+        story.validate(STORY | options_of("half", menu))
 
 
 @pytest.mark.parametrize("bad, message", [

@@ -3,7 +3,7 @@
 The dispatcher, the job table and the predictions know workloads only by the members of `Workload`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -13,13 +13,33 @@ class Cancelled(Exception):
     """Nobody waits for the job any more: raised by `on_progress`, it ends the job."""
 
 
+class Request(Protocol):
+    """A job as asked for over HTTP: a pydantic model with these members, whose docstring is shown at /docs."""
+
+    method: str | None
+    deadline_s: float | None
+
+    def params(self) -> dict:
+        """The job's parameters, as `Workload.run` takes them."""
+
+    def reply(self, payload) -> dict:
+        """The reply's fields (JSON), from what `run` gave."""
+
+
 class Workload(Protocol):
     """What the served system asks of a workload."""
 
     name: str
+    routes: dict[str, type[Request]]  # by path: what is asked for there, over HTTP
+    fields: dict[str, Any]  # of its jobs but the menu's, with what a mix may leave out; ... must be given
+    shared: tuple[str, ...]  # cost terms that are the same under every method
+    counts: dict[str, tuple[str, ...]]  # products that the run alone may tell, with the fields their law depends on
 
     def load(self) -> None:
         """Load the models and do one small inference, so that the first job costs what later ones cost."""
+
+    def check(self, params: dict) -> None:
+        """Raise ValueError for parameters that no models could do. Left out, `validate` is asked."""
 
     def validate(self, params: dict) -> None:
         """Raise ValueError for parameters that `run` would refuse. Needs no loaded model."""
@@ -30,5 +50,23 @@ class Workload(Protocol):
         It calls on_progress often (a token, a denoising step) and lets what this raises end the job.
         """
 
+    def resolve(self, params: dict) -> dict:
+        """The parameters with what these models make of those that were left open, as the cost terms take them."""
+
+    @staticmethod
+    def terms(job: Mapping) -> dict:
+        """What a job's work is a sum of, each term with a price, numbers or arrays as of `job`, counts included."""
+
+    @staticmethod
+    def known(job: Mapping) -> dict:
+        """The `counts` as the job says them beforehand, NaN where the run alone tells."""
+
+    @staticmethod
+    def ranged(job: Mapping) -> dict:
+        """The fields, (n,) each, that are not extrapolated beyond the values that were measured."""
+
     def probe(self) -> float:
         """Seconds that a small fixed piece of the workload's own computation takes now: the machine's speed."""
+
+    def weights_hash(self, method: str | None = None) -> str:
+        """Of the weights that `load` loads, or of those that this method uses: keys of what was measured with them."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import ClassVar
 
 from stlib.serving.workloads.protocol import Progress
 
@@ -12,6 +13,8 @@ class SleepWorkload:
     """Jobs that sleep for `seconds`: they time the dispatcher and drive crash tests."""
 
     name = "sleep"
+    routes: ClassVar = {}
+    fields: ClassVar = {"seconds": ...}
 
     def load(self) -> None:
         """Nothing to load."""
@@ -19,7 +22,7 @@ class SleepWorkload:
     def validate(self, params: dict) -> None:
         """Raise ValueError unless `seconds` is a number from 0 to 3600."""
         seconds = params.get("seconds")
-        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
             raise ValueError(f"seconds = {seconds!r}: a sleeping job takes from 0 to 3600")
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:
@@ -36,3 +39,7 @@ class SleepWorkload:
         began = time.monotonic()
         time.sleep(0.001)
         return time.monotonic() - began
+
+    def weights_hash(self, method: str | None = None) -> str:
+        """Of no weights."""
+        return "none"

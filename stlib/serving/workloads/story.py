@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,11 +25,16 @@ class StoryWorkload:
 
     name = "story"
     shared = ("llm", "tokens", "sentence starts", "long prompt")
-    counts: Mapping[str, tuple] = {"tokens_run": ("n_panels", "llm_tokens")}
+    counts: ClassVar = {"tokens_run": ("n_panels", "llm_tokens")}
+    fields: ClassVar = {"prompt": "", "n_panels": ..., "captions": None, "llm_tokens": ..., "exact_tokens": False,
+                        "steps": ..., "image_size": ..., "guidance_scale": ..., "seed": None}
+    drawn_first = ("n_panels", "steps", "llm_tokens", "image_size", "guidance_scale")  # the committed jobs rest on it
 
     def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto", *,
                  probe_steps: int = PROBE_STEPS, probe_tokens: int = PROBE_TOKENS):
-        from stlib.generation import Storyteller  # seconds to import, which a sleeping replica need not wait for
+        from stlib.generation import (
+            Storyteller,  # seconds to import, which what only reads cost terms need not wait for
+        )
 
         self.storyteller = Storyteller.from_pretrained(models, device, precision, llm_dtype)
         self.probe_steps, self.probe_tokens = probe_steps, probe_tokens
@@ -36,7 +42,7 @@ class StoryWorkload:
 
     def load(self) -> None:
         """Load both models and do one small job; its last calls of LLM and denoiser are kept as the probe's pieces."""
-        job = self._job({"prompt": "a fox", "captions": ["a fox"], "llm_tokens": 4, "exact_tokens": True, "steps": 2})
+        job = self._job({"prompt": "a fox", "captions": "a fox", "llm_tokens": 4, "exact_tokens": True, "steps": 2})
         teller = self.storyteller.load()
         denoiser = getattr(teller.pipe, "unet", None) or teller.pipe.transformer
         with _LastCall(denoiser) as self._step, _LastCall(teller.writer.model) as self._token:
@@ -46,13 +52,19 @@ class StoryWorkload:
         """Raise ValueError for parameters that are no StoryJob or beyond these models."""
         self.storyteller.check(self._job(params))
 
+    @staticmethod
+    def check(params: dict) -> None:
+        """Raise ValueError for parameters that are no StoryJob, whatever the models."""
+        StoryWorkload._job(params)
+
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
         """Tell one story.
 
         Payload: story, captions, panels as PNG bytes. Products: prompt_tokens, tokens_run, steps_run, seconds by stage.
         """
         result = self.storyteller.tell(self._job(params), on_progress)
-        payload = {"story": result.story, "captions": result.captions, "panels": [_png(p) for p in result.panels]}
+        panels = [_png(panel) for panel in result.panels]
+        payload = {"story": result.story, "captions": result.captions, "panels": panels}
         stages = {f"{stage}_s": sum(spent) if isinstance(spent, list) else spent
                   for stage, spent in result.timings.items() if stage != "total"}
         return payload, {"prompt_tokens": result.prompt_tokens, "tokens_run": result.tokens_run,
@@ -72,6 +84,13 @@ class StoryWorkload:
             if i < tokens:
                 spent["token"].append(_timed(self._token.repeat))
         return spent
+
+    @property
+    def routes(self) -> dict:
+        """By path, what is asked for there over HTTP."""
+        from stlib.serving.workloads.story_requests import ImagesRequest, StoryRequest
+
+        return {"/stories": StoryRequest, "/v1/images/generations": ImagesRequest}
 
     @staticmethod
     def terms(job: Mapping) -> dict:
@@ -106,6 +125,12 @@ class StoryWorkload:
     def resolve(self, params: dict) -> dict:
         """The job's fields as `terms` takes them: what was left out or "auto" as these models will do it."""
         return self.storyteller.resolve(self._job(params))
+
+    def weights_hash(self, method: str | None = None) -> str:
+        """As of `stlib.generation.weights_hash`; every method draws with the same weights."""
+        from stlib.generation import weights_hash
+
+        return weights_hash(self.storyteller.models)
 
     def _job(self, params: dict):
         from stlib.generation import StoryJob

@@ -1,0 +1,127 @@
+"""The one reader of arrival times: the time column of a CSV file as seconds, whatever clock wrote it."""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+NAMES = re.compile(r"(scheduled|arrival|at|time|timestamp|time_stamp|stamp|datetime|date_time|arrival_time|"
+                   r"arrival_timestamp)(_(utc|s|ms|us|ns))?")
+UNITS = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of numbers, per second
+YEARS = 946_684_800, 4_102_444_800  # 2000 to 2100 in seconds since 1970: here a number is an epoch
+LONGEST_S = 2e7  # of a run, 231 days, unless its unit is stated; above lie dates YYYYMMDD and other units
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+COMPACT = r"20[0-9]{12}(\.[0-9]+|[0-9]{3})?"  # a stamp, with a fraction or in ms: never a number
+ACCEPTED = ("seconds from the run's start, ISO 8601 timestamps, YYYYMMDDhhmmss stamps, or an epoch in s, ms, us or ns, "
+            "all in one format, with a decimal point and no other separators")
+STATE_UNIT = 'state the unit of the numbers: unit="ms", or a column name that ends in _ms (us and ns likewise)'
+
+
+def read_times(path, column: str | None = None, unit: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:
+    """Read the times (n,), in seconds, and the other columns, a row a time, of a CSV file with a header.
+
+    column: left out, the only one with a name of NAMES; of a job table, `scheduled_s`. It holds seconds from the
+    run's start, kept as they are, or an absolute clock, which becomes seconds since its first time: ISO 8601
+    timestamps, stamps YYYYMMDDhhmmss (both UTC unless they say a zone), or an epoch in s, ms, us or ns, told by its
+    size. unit: of numbers, one of UNITS, where their size does not tell; a column name that ends in _ms, _us or _ns
+    states it too. Equal times are kept in the file's order; blank lines at the end are ignored. Raises ValueError
+    naming file, line and cell for a time that is missing, unreadable, negative, unsorted or not written as the first.
+    """
+    if unit not in (None, *UNITS):
+        raise ValueError(f"unit = {unit!r} must be one of {', '.join(UNITS)}, or left out")
+    layout = {"skip_blank_lines": False, "encoding": "utf-8-sig"}
+    try:
+        text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, **layout).fillna("")
+        table = pd.read_csv(path, index_col=False, **layout)
+    except (OSError, UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        problem = str(error).strip()
+        raise ValueError(f"{path}: {problem}; a trace is a CSV file with a header and one line an arrival") from error
+    place = _place(path, text.loc[0].tolist(), column)
+    name, text = text.loc[0, place], text.loc[1:]
+    text = text[(text != "").any(axis=1)[::-1].cummax()[::-1]]
+    if text.empty:
+        raise ValueError(f"{path}: a trace must have at least one arrival; this one is empty")
+    cells, breaks = text[place].str.strip(), text.apply(lambda cells: cells.str.count("\n")).sum(axis=1)
+    lines = cells.index + 1 + breaks.cumsum().shift(fill_value=0)
+
+    def at(i):
+        return f"{path}, line {lines.iloc[i]}, column {name!r}: {cells.iloc[i]!r}"
+
+    if unit is None and (stated := re.search(r"_(ms|us|ns)$", _plain(name))):
+        unit = stated[1]
+    times = _seconds(cells, unit, at)
+    refuse_bad_times(times, at)
+    return times, table.iloc[: len(times)].drop(columns=table.columns[place])
+
+
+def refuse_bad_times(times: np.ndarray, at) -> None:
+    """Raise ValueError unless the times are finite, >= 0 and sorted; at(i) begins the message for the i-th."""
+    if len(times) == 0:
+        raise ValueError("a trace must have at least one arrival; this one is empty")
+    unsorted = np.concatenate([[False], np.diff(times) < 0])
+    for bad, problem in (
+        (~np.isfinite(times), "is no finite time; give seconds"),
+        (times < 0, "is negative; count seconds from the run's start"),
+        (unsorted, "is earlier than the one before; sort the trace by time"),
+    ):
+        if bad.any():
+            raise ValueError(f"{at(int(bad.argmax()))} {problem}")
+
+
+def _place(path, header: list[str], column: str | None) -> int:
+    """Where the time column is: found by its name, never by its place."""
+    if column is None:
+        found = [name for name in header if NAMES.fullmatch(_plain(name))]
+        found = ["scheduled_s"] if sorted(found) == ["arrival_s", "scheduled_s"] else found  # a job table
+        problem = "must have one column called time, timestamp, arrival_s or the like"
+    else:
+        found = [name for name in header if name == column]
+        problem = f"has {len(found)} columns {column!r}" if found else f"has no column {column!r}"
+    if len(found) != 1:
+        raise ValueError(f"{path} {problem}; name the time column (time_column, --time-column), one of {header}")
+    return header.index(found[0])
+
+
+def _plain(name: str) -> str:
+    """A column's name in lower case with underscores: 'Timestamp [UTC]' is timestamp_utc."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _seconds(cells: pd.Series, unit: str | None, at) -> np.ndarray:
+    """The cells as seconds, all read as the first one is."""
+    compact = cells.str.fullmatch(COMPACT)
+    number = cells.str.fullmatch(NUMBER) & ~compact
+    if number.iloc[0]:
+        kind, times = _numbers(cells.where(number, "nan").astype(float).to_numpy(), unit, at)
+    else:
+        kind = "YYYYMMDDhhmmss" if compact.iloc[0] else "ISO 8601"
+        times = _stamps(cells.where(compact if compact.iloc[0] else ~compact & ~number, ""))
+        if unit and np.isfinite(times[0]):
+            raise ValueError(f"{at(0)} is a timestamp, not in {unit}; leave the unit out, of the column's name too")
+    if (wrong := np.isnan(times)).any():
+        i = int(wrong.argmax())
+        like = (f" in {kind}" if i or number.iloc[0] else "") + (", as the first one is" if i else "")
+        remedy = f"{ACCEPTED}; or {STATE_UNIT}" if number.iloc[i] else ACCEPTED
+        raise ValueError(f"{at(i)} is no finite time{like}; give {remedy}")
+    return times
+
+
+def _numbers(values: np.ndarray, unit: str | None, at) -> tuple[str, np.ndarray]:
+    """What the numbers count, by the size of the first one, and as seconds, NaN where that cannot be."""
+    epochs = [name for name, per_s in UNITS.items() if YEARS[0] <= values[0] / per_s < YEARS[1]]
+    if epochs and unit not in (None, *epochs):
+        raise ValueError(f"{at(0)} is an epoch in {epochs[0]}, not {unit}; state that unit, or start the times at 0")
+    clock = values / UNITS[epochs[0] if epochs else unit or "s"]
+    if epochs:
+        right = (YEARS[0] <= clock) & (clock < YEARS[1])
+        return f"an epoch in {epochs[0]}", np.where(right, values - values[right].min(), np.nan) / UNITS[epochs[0]]
+    longest = YEARS[0] if unit else LONGEST_S
+    return f"{unit or 's'} from the run's start (up to {longest:.0e} s)", np.where(abs(clock) <= longest, clock, np.nan)
+
+
+def _stamps(text: pd.Series) -> np.ndarray:
+    """Timestamps as seconds since the earliest, NaN where they are none."""
+    text = text.str.replace(r"^([0-9]{8})([0-9]{6})\.?", r"\1T\2.", regex=True)
+    text = text.where(text.str.match("[0-9]{4}"))  # pandas takes "now" for a time
+    stamps = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
+    return (stamps - stamps.min()).dt.total_seconds().to_numpy()

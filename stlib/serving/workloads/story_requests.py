@@ -1,0 +1,97 @@
+"""What is asked of the story workload over HTTP: the fields of a story, and the OpenAI Images call."""
+
+import base64
+import io
+import re
+import time
+from typing import Annotated, Literal
+
+from PIL import Image
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from stlib.generation import StoryJob
+from stlib.generation.fields import FieldError, Fields, FullText, whole
+from stlib.generation.job import Guidance, Panels, Seed, Size, Steps
+
+NOT_DONE = {  # fields of Images servers that would change the pictures: the values that ask for what is done anyway
+    "stream": (False,), "partial_images": (0,), "response_format": ("b64_json",), "quality": ("auto", "standard"),
+    "background": ("auto", "opaque"), "negative_prompt": ("",), "generator_device": ("cpu",), "loras": ([],),
+    **dict.fromkeys(("num_images", "num_images_per_prompt", "num_outputs_per_prompt"), (1,)),
+    **dict.fromkeys(("style", "image", "images", "image_url", "mask", "input_fidelity", "strength", "width", "height",
+                     "resolution", "aspect_ratio", "true_cfg_scale", "cfg_scale", "guidance_rescale", "steps",
+                     "clip_skip", "eta", "sampler", "sampler_name", "scheduler", "sigmas", "timesteps", "lora",
+                     "controlnet", "prompt_2", "negative_prompt_2", "diffusers_kwargs", "extra_args"), ()),
+}
+Method = Annotated[str | None, Field(description="a method's name; left out: the server's choice")]
+Deadline = Annotated[float | None, Field(ge=0, description="the seconds, 0 or more, in which the job must start")]
+
+
+def _side(size):
+    """The OpenAI API names both sides."""
+    square = re.fullmatch(r"([0-9]{1,5})x\1", size) if isinstance(size, str) else None
+    if not square and size != "auto":
+        raise ValueError("the pictures are square: give a size such as 128x128, or auto")
+    return int(square[1]) if square else size
+
+
+class StoryRequest(StoryJob):
+    """Tell a story and draw its panels (PNG, base64): the fields of a StoryJob, and when it must start."""
+
+    method: Method = None
+    deadline_s: Deadline = None
+
+    def params(self) -> dict:
+        """The fields of the StoryJob that are given, but for the method."""
+        return self.model_dump(exclude_none=True, exclude={"method", "deadline_s"})
+
+    def reply(self, payload: dict) -> dict:
+        """The panels as PNG in base64."""
+        return payload | {"panels": [base64.b64encode(panel).decode() for panel in payload["panels"]]}
+
+
+class ImagesRequest(Fields):
+    """Draw pictures: the OpenAI Images call, in the same queue. Fields that cannot change the pictures are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+    prompt: FullText
+    n_panels: Panels = Field(1, alias="n")
+    image_size: Annotated[Size, BeforeValidator(_side), WithJsonSchema({"type": ["string", "null"]})] = Field(
+        "auto", alias="size", examples=["128x128"])
+    steps: Steps = Field(None, alias="num_inference_steps")
+    guidance_scale: Guidance = None
+    seed: Seed = None
+    output_format: Annotated[Literal["png", "jpeg", "webp"] | None, Field(description="png, jpeg or webp")] = "png"
+    output_compression: whole(0, 100) = 100
+    method: Method = None
+    deadline_s: Deadline = None
+
+    def __init__(self, /, **given):
+        for name in given.keys() & NOT_DONE.keys():
+            if given[name] is not None and given[name] not in NOT_DONE[name]:
+                allowed = "".join(f"give {value!r}, or " for value in NOT_DONE[name])
+                raise FieldError(f"{name} = {str(given[name])[:40]!r} is not done here: {allowed}leave it out", name)
+        super().__init__(**given)
+        if self.output_format == "png" and self.output_compression < 100:
+            raise FieldError(f"output_compression = {self.output_compression}: PNG takes 100 alone; or give "
+                             "output_format jpeg or webp", "output_compression")
+
+    def params(self) -> dict:
+        """As a job with given captions, without the LLM."""
+        job = self.model_dump(exclude_none=True, include={"image_size", "steps", "guidance_scale", "seed"})
+        return job | {"captions": [self.prompt] * self.n_panels}
+
+    def reply(self, payload: dict) -> dict:
+        """The pictures in base64, and their size as drawn."""
+        pictures = [Image.open(io.BytesIO(panel)) for panel in payload["panels"]]
+        coded = payload["panels"] if self.output_format == "png" else [
+            encoded(picture, self.output_format, quality=self.output_compression) for picture in pictures]
+        return {"created": int(time.time()), "output_format": self.output_format,
+                "size": "{}x{}".format(*pictures[0].size),
+                "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in coded]}
+
+
+def encoded(picture: Image.Image, form: str, **options) -> bytes:
+    """The picture as a file of that format."""
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()

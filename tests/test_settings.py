@@ -1,0 +1,97 @@
+"""What is wrong in a YAML file is refused by file, line, field and value; nothing is converted quietly."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from stlib import paths
+from stlib.settings import build, many, read_yaml
+
+
+@dataclass
+class Machine:
+    name: str
+    cores: int
+    load: float = 0.0
+    marks: many(float) = ()
+
+
+GOOD = {"name": "a", "cores": 2}
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", r"bad\.yml holds None: give fields"),
+    ("# nothing\n", "holds None"),
+    ("- a\n- b\n", r"holds \['a', 'b'\]"),
+    ("just words\n", "holds 'just words'"),
+    ("{}\n", "holds {}"),
+    ("a: 1\n\tb: 2\n", r"bad\.yml, line 2: .*spaces"),
+    ("a: 1\nb: [1, 2\n", r"bad\.yml, line 3: "),
+    ("a: 1\nb: 2\na: 3\n", r"bad\.yml, line 3: 'a' is given twice"),
+    ("cells:\n  1: {a: 1}\n  01: {a: 2}\n", "line 3: 1 is given twice"),
+    ("a: {b: 1, b: 1}\n", "line 1: 'b' is given twice"),
+    ("[1]: 2\n", "line 1: .*unhashable"),
+    ("a: !!python/object:os.system x\n", "line 1: could not determine a constructor"),
+    ("a: *b\n", "line 1: found undefined alias"),
+    ("a: b\x00\n", r"bad\.yml: .*UTF-8"),
+])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
+    (tmp_path / "bad.yml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(tmp_path / "bad.yml")
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    for path in (tmp_path / "none.yml", tmp_path):
+        with pytest.raises(ValueError, match=f"{path} cannot be read .*name a YAML file"):
+            read_yaml(path)
+    (tmp_path / "latin.yml").write_bytes("a: ä\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.yml: .*UTF-8"):
+        read_yaml(tmp_path / "latin.yml")
+
+
+def test_merged_fields_may_be_overridden(tmp_path):
+    (tmp_path / "good.yml").write_text("one: &one {a: 1, b: 2}\ntwo: {<<: *one, b: 3}\n")
+    assert read_yaml(tmp_path / "good.yml")["two"] == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"speed": 1}, "file: unknown field 'speed'; there may be name, cores, load, marks"),
+    ({1: 1}, "unknown field 1"),
+    ({"cores": None}, "file: cores is empty"),
+    ({"cores": "2"}, "file: cores = '2': it must be a valid integer"),
+    ({"cores": 2.0}, "cores = 2.0"),
+    ({"cores": True}, "cores = True"),
+    ({"cores": [2]}, r"cores = \[2\]"),
+    ({"load": True}, "load = True"),
+    ({"load": "0.5"}, "load = '0.5'"),
+    ({"load": float("nan")}, "load = nan: it must be a finite number"),
+    ({"load": float("inf")}, "load = inf"),
+    ({"name": 3}, "name = 3"),
+    ({"marks": []}, r"marks = \[\]"),
+    ({"marks": {1: 2}}, "marks"),
+    ({"marks": [1, "2"]}, r"file: marks\[1\] = '2'"),
+    ({"marks": [1, None]}, r"marks\[1\] = None"),
+])
+def test_wrong_fields_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        build("file", Machine, GOOD | change)
+
+
+def test_missing_fields_and_no_fields_are_refused():
+    with pytest.raises(ValueError, match="file: cores is missing"):
+        build("file", Machine, {"name": "a"})
+    for given in (None, [], "words", {}):
+        with pytest.raises(ValueError, match=r"file holds .*give fields"):
+            build("file", Machine, given)
+
+
+def test_one_alone_is_a_list_of_one():
+    assert build("file", Machine, GOOD | {"marks": 3}) == Machine("a", 2, 0.0, (3.0,))
+    assert build("file", Machine, GOOD | {"marks": [3, 4]}).marks == (3.0, 4.0)
+
+
+@pytest.mark.parametrize("file", [*sorted(paths.ROOT.glob("data/**/*.yml")),
+                                  *sorted(paths.ROOT.glob("notebooks/profiles/*/*.yml"))], ids=str)
+def test_every_committed_file_is_read(file):
+    assert all(isinstance(name, str) for name in read_yaml(file))
