@@ -120,18 +120,18 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     """Serve a cell and keep it; returns its folder.
 
     A finished run is kept and not repeated if all that its serving rests on is the same (the campaign's numbers, the
-    cell, its mix, trace and shared arrivals, the costs, weights and code), unless `again`: then both are kept. An
-    interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica of the `spec` (left out:
-    stories by the embedded models), which is warmed up and calibrated. The calibration before the run gives the level,
-    and rho = lam E[work] level / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the cell
-    shares arrivals with one that has no run.
+    cell, its mix, trace and shared arrivals, the costs, the spec, weights and code), unless `again`: then both are
+    kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica of the `spec` (left
+    out: stories by the embedded models), which is warmed up and calibrated. The calibration before the run gives the
+    level, and rho = lam E[work] level / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the
+    cell shares arrivals with one that has no run.
     """
     cell, results, spec = campaign.cells[number], results or paths.results(), spec or ReplicaSpec()
     mix, k = JobMix.from_yaml(cell.mix), cell.replicas
     given = {name: value for name, value in asdict(cell).items() if value is not None}
     shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
     trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
-    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, costs, spec.weights_hash(),
+    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, costs, spec, spec.weights_hash(),
                  code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=cell.method))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
