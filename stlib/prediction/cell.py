@@ -9,11 +9,13 @@ counted): all that its prediction takes.
 import json
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import yaml
+from pydantic import Field
 
 from stlib import paths
 from stlib.experiment.costs import ServiceTimeModel, estimator, mean_work_s
@@ -25,6 +27,7 @@ from stlib.prediction.calibration import BATCH, Calibration
 from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
+from stlib.settings import build, many, mapping, read_yaml
 
 
 @dataclass(frozen=True)
@@ -59,37 +62,43 @@ class Campaign:
     seed: int
     n_jobs: int
     calibration: int
-    slo_factors: tuple[float, ...]
+    slo_factors: many(float)
     baseline: str
-    cells: dict[int, Cell]
+    cells: dict[Annotated[int, Field(ge=0)], Cell]
 
     def __post_init__(self):
         checks.whole(n_jobs=self.n_jobs)
         checks.whole(2 * BATCH, calibration=self.calibration)
+        checks.whole(0, seed=self.seed)
+        checks.positive(**{f"slo_factors[{i}]": factor for i, factor in enumerate(self.slo_factors)})
         for number, cell in self.cells.items():
             _check(number, cell, self)
 
     @classmethod
     def from_yaml(cls, path: str | Path = paths.DATA / "campaign.yml") -> "Campaign":
         """Read a campaign; its cells name the arrival processes that the file defines."""
-        text = yaml.safe_load(Path(path).read_text())
-        del text["arrivals"]
-        for number, given in text["cells"].items():
-            if unknown := set(given) - set(Cell.__dataclass_fields__):
-                raise ValueError(f"cell {number}: unknown entry {unknown.pop()!r}; a cell may have "
-                                 f"{', '.join(Cell.__dataclass_fields__)}")
-            if "arrivals" in given:
-                given["arrivals"] = named_arrivals(given["arrivals"], path)
-            text["cells"][number] = Cell(**given)
-        return cls(**text | {"slo_factors": tuple(text["slo_factors"])})
+        file, text = Path(path).name, read_yaml(path)
+        known = text.pop("arrivals", None)
+        for number, given in mapping(f"{file}: cells", text.get("cells")).items():
+            where = f"{file}: cell {number}"
+            if "arrivals" in mapping(where, given):
+                given["arrivals"] = _named(where, given["arrivals"], known)
+            text["cells"][number] = build(where, Cell, given)
+        return build(file, cls, text)
 
 
 def named_arrivals(name: str, path: str | Path = paths.DATA / "campaign.yml") -> dict:
     """The parameters of `arrival_process` that a campaign's file gives a name; a CSV file stands for itself."""
-    known = yaml.safe_load(Path(path).read_text())["arrivals"]
-    if name not in known and not name.endswith(".csv"):
-        raise ValueError(f"unknown arrivals {name!r}: use one of {', '.join(known)}, or a trace, a CSV file")
-    return {"name": name, **known.get(name, {})}
+    return _named(Path(path).name, name, read_yaml(path).get("arrivals"))
+
+
+def _named(where: str, name: str, known) -> dict:
+    if not isinstance(name, str) or (name not in mapping(f"{where}: arrivals", known) and not name.endswith(".csv")):
+        raise ValueError(f"{where}: unknown arrivals {name!r}: use one of {', '.join(map(str, known))}, or a trace, a "
+                         "CSV file")
+    given = known.get(name, {})
+    build(f"{where}: arrivals {name}", partial(arrival_process, 1.0, name), given)
+    return {"name": name, **given}
 
 
 def finished(results: Path, number: int) -> list[Path]:
@@ -183,24 +192,29 @@ def _check(number: int, cell: Cell, campaign: Campaign) -> None:
     from stlib.generation import METHODS  # seconds to import, which a prediction need not wait for
     from stlib.serving.targets import ROUTES
 
-    JobMix.from_yaml(cell.mix)
-    for name, value, known in (("method", cell.method, METHODS), ("routing", cell.routing, ROUTINGS),
-                               ("http", cell.http or ROUTES[0], ROUTES)):
+    for name, value, known in (("method", cell.method, METHODS), ("baseline", campaign.baseline, METHODS),
+                               ("routing", cell.routing, ROUTINGS), ("http", cell.http or ROUTES[0], ROUTES),
+                               (f"workload of the mix {cell.mix}", JobMix.from_yaml(cell.mix).workload, ["story"])):
         if value not in known:
             raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known)}")
-    checks.whole(replicas=cell.replicas)
+    checks.whole(**{f"cell {number}: replicas": cell.replicas})
     given = [cell.rho is not None, cell.rate is not None, cell.same_as is not None]
     traced = cell.arrivals is not None and cell.arrivals["name"].endswith(".csv")
     if sum(given) not in ((0, 1) if traced else (1,)) or (cell.arrivals is None) != (cell.same_as is not None):
         raise ValueError(f"cell {number}: give arrivals with either rho or rate, or same_as alone")
     if cell.rho is not None and not 0 < cell.rho < 1:
         raise ValueError(f"cell {number}: rho = {cell.rho} must lie between 0 and 1: the queue would only grow")
-    if cell.same_as is not None and (cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as):
+    if cell.same_as is not None and (
+            cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as is not None):
         raise ValueError(f"cell {number}: same_as = {cell.same_as} is no cell with arrivals of its own: it may be one "
                          f"of {', '.join(str(n) for n, other in campaign.cells.items() if other.same_as is None)}")
+    if cell.rate is not None:
+        checks.positive(**{f"cell {number}: rate": cell.rate})
     if cell.arrivals is not None:
-        arrival_process(cell.rate or 1.0, **cell.arrivals).sample(campaign.n_jobs if traced else 1,
-                                                                  np.random.default_rng(0))
+        process = arrival_process(cell.rate or 1.0, **cell.arrivals)
+        if traced and campaign.n_jobs > len(process.arrival_s):
+            raise ValueError(f"cell {number}: n_jobs = {campaign.n_jobs}, but {cell.arrivals['name']} has "
+                             f"{len(process.arrival_s)} arrivals: ask for {len(process.arrival_s)} jobs or fewer")
 
 
 def _shared(results: Path, cell: Cell) -> dict:
