@@ -17,7 +17,7 @@ from stlib.__main__ import main
 from stlib.generation import METHODS
 from stlib.queueing.simulation import ROUTINGS
 
-sys.path.extend(str(paths.ROOT / "tests" / room) for room in ("prediction", "serving", "generation"))
+sys.path.extend([str(paths.ROOT / "tests" / room) for room in ("prediction", "serving", "generation")])
 from served import fitted_costs
 from service import Command
 from tiny import tiny_flux, tiny_llama, tiny_sd
