@@ -3,18 +3,23 @@
 A term is a factor's name or an interaction such as "method:steps".
 """
 
+import re
 import string
-from itertools import combinations
+from functools import partial
+from itertools import combinations, product
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import patsy
 import statsmodels.formula.api as smf
-import yaml
+from pydantic import Field
 from pyDOE3 import fracfact, fullfact
 from statsmodels.stats.anova import anova_lm
 
 from stlib import paths
+from stlib.settings import Scalar, build, many, mapping, read_yaml
 
 
 def full_factorial(levels: dict[str, list]) -> pd.DataFrame:
@@ -42,8 +47,8 @@ def fractional_factorial(levels: dict[str, list], generators: dict[str, list[str
             raise ValueError(f"{name} has {len(values)} levels {values}: a fraction is of two-level factors; "
                              "give two, or use full_factorial")
     unknown = {name for word in [*generators.values(), generators] for name in word} - set(levels)
-    if unknown or not all(set(word) <= set(base) for word in generators.values()):
-        raise ValueError(f"generators {generators} must define factors of {list(levels)} from those of {base}")
+    if unknown or not all(set(word) <= set(base) and len(set(word)) == len(word) for word in generators.values()):
+        raise ValueError(f"generators {generators} must define factors of {list(levels)} from different ones of {base}")
     letters = dict(zip(base, string.ascii_lowercase, strict=False))
     words = ["".join(letters[part] for part in generators.get(name, [name])) for name in levels]
     coded = (fracfact(" ".join(words)) > 0).astype(int)
@@ -61,30 +66,41 @@ def aliases(design: pd.DataFrame, terms: list[str]) -> dict[str, list[str]]:
 
     Two terms are aliased when their columns (deviation coding, centred) span a common direction.
     """
-    columns = {term: _columns(design, term) for term in terms}
-    return {term: [other for other in terms if other != term and _share_direction(columns[term], columns[other])]
-            for term in terms}
+    return _aliases({term: _columns(design, term) for term in terms})
 
 
-def check_estimable(design: pd.DataFrame, terms: list[str]) -> None:
-    """Raise ValueError unless a linear model of a constant and `terms` can be fitted to the design's runs.
+def check_estimable(design: pd.DataFrame, terms: list[str], covariates=()) -> None:
+    """Raise ValueError unless a linear model of a constant, `terms` and `covariates` can be fitted to the runs.
 
-    Refused are a term that does not vary, one that is aliased (the alias is named) and fewer rows than parameters.
+    covariates: terms of a formula, such as "C(block, Sum)" or "log_factor". Refused are a term or covariate that is
+    missing somewhere or does not vary, one that is aliased (the alias is named), combinations without a run, and fewer
+    rows than parameters.
     """
-    for name in sorted({part for term in terms for part in term.split(":")}):
+    for name in dict.fromkeys(part for term in terms for part in term.split(":")):
         if name not in design:
             raise ValueError(f"unknown factor {name!r}: the design has {', '.join(design.columns)}")
+        if design[name].isna().any():
+            raise ValueError(f"{name} is missing in {design[name].isna().sum()} rows: leave out runs that failed")
         if design[name].nunique() < 2:
-            raise ValueError(f"{name} has one level, {design[name].iloc[0]!r}: its effect cannot be seen; give two")
-    matrix = np.column_stack([np.ones(len(design)), *(_columns(design, term, centre=False) for term in terms)])
+            raise ValueError(f"{name} has one level, {', '.join(map(repr, design[name].unique()))}: its effect cannot "
+                             "be seen; give two")
+    columns = {term: _columns(design, term) for term in terms}
+    columns |= {re.sub(r"^C\((\w+).*\)$", r"\1", name): _covariate(design, name) for name in covariates}
+    matrix = np.column_stack([np.ones(len(design)), *columns.values()])
     if len(design) < matrix.shape[1]:
         raise ValueError(f"{len(design)} rows for {matrix.shape[1]} parameters: add runs or leave terms out")
-    confounded = {term: others for term, others in aliases(design, terms).items() if others}
-    if confounded:
-        term, others = next(iter(confounded.items()))
-        raise ValueError(f"{term} is aliased with {', '.join(others)}: leave one out or add runs that separate them")
-    if np.linalg.matrix_rank(matrix) < matrix.shape[1]:
-        raise ValueError(f"the terms {terms} are aliased jointly: leave one out or add runs that separate them")
+    if np.linalg.matrix_rank(matrix) == matrix.shape[1]:
+        return
+    for term in terms:
+        levels = [design[name].unique() for name in term.split(":")]
+        if empty := set(product(*levels)) - set(zip(*(design[name] for name in term.split(":")), strict=True)):
+            raise ValueError(f"{term} has no run with {', '.join(map(str, sorted(empty, key=str)[0]))}: add such runs, "
+                             f"or leave {term} out")
+    for term, others in _aliases(columns).items():
+        if others:
+            raise ValueError(f"{term} is aliased with {', '.join(others)}: leave one out or add runs that separate "
+                             "them")
+    raise ValueError(f"{', '.join(columns)} are aliased jointly: leave one out or add runs that separate them")
 
 
 def run_order(design: pd.DataFrame, rng: np.random.Generator, replicates: int = 1, blocks: int | None = None):
@@ -105,20 +121,21 @@ def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.Da
 
     An experiment has `levels`, `generators` if it is a fraction, `fixed` values, `replicates` and `blocks`.
     """
-    text = yaml.safe_load(Path(path).read_text())
-    streams = np.random.default_rng(text["seed"]).spawn(len(text["experiments"]))
-    return {name: _experiment(name, dict(given), rng)
-            for (name, given), rng in zip(text["experiments"].items(), streams, strict=True)}
+    return build(Path(path).name, _experiments, read_yaml(path))
 
 
-def _experiment(name: str, given: dict, rng: np.random.Generator) -> pd.DataFrame:
-    unknown = set(given) - {"levels", "generators", "fixed", "replicates", "blocks"}
-    if unknown:
-        raise ValueError(f"experiment {name}: unknown entry {sorted(unknown)[0]!r}; allowed are levels, generators, "
-                         "fixed, replicates and blocks")
-    generators = given.get("generators")
-    design = fractional_factorial(given["levels"], generators) if generators else full_factorial(given["levels"])
-    return run_order(design.assign(**given.get("fixed", {})), rng, given.get("replicates", 1), given.get("blocks"))
+def _experiments(seed: Annotated[int, Field(ge=0)], experiments: dict[str, dict]) -> dict[str, pd.DataFrame]:
+    streams = np.random.default_rng(seed).spawn(len(mapping("experiments", experiments)))
+    return {name: build(f"experiment {name}", partial(_experiment, rng), given)
+            for (name, given), rng in zip(experiments.items(), streams, strict=True)}
+
+
+def _experiment(rng, levels: dict[str, many(Scalar)], generators: dict[str, many(str)] | None = None,
+                fixed: dict[str, Scalar] | None = None, replicates: int = 1, blocks: int | None = None) -> pd.DataFrame:
+    design = fractional_factorial(levels, generators) if generators else full_factorial(levels)
+    for name in {*levels} & {*(fixed or {})} | {*levels, *(fixed or {})} & {"replicate", "block"}:
+        raise ValueError(f"{name} is among the levels and fixed, or counted by the runs themselves: leave it out")
+    return run_order(design.assign(**fixed or {}), rng, replicates, blocks)
 
 
 def _check_levels(levels: dict[str, list]) -> None:
@@ -128,18 +145,35 @@ def _check_levels(levels: dict[str, list]) -> None:
                              "put a constant among the fixed values")
 
 
-def _columns(design: pd.DataFrame, term: str, centre: bool = True) -> np.ndarray:
+def _columns(design: pd.DataFrame, term: str) -> np.ndarray:
     """The term's columns in deviation coding: (rows, product over its factors of levels - 1)."""
     columns = np.ones((len(design), 1))
     for name in term.split(":"):
-        levels = list(dict.fromkeys(design[name]))
-        coded = np.array([[float(value == level) - float(value == levels[-1]) for level in levels[:-1]]
-                          for value in design[name]])
+        level, levels = pd.factorize(design[name])
+        coded = np.eye(len(levels))[level]
+        coded = coded[:, :-1] - coded[:, -1:]
         columns = (columns[:, :, None] * coded[:, None, :]).reshape(len(design), -1)
-    return columns - columns.mean(axis=0) if centre else columns
+    return columns
+
+
+def _covariate(design: pd.DataFrame, name: str) -> np.ndarray:
+    """The columns of a term of a formula, each scaled to its spread."""
+    try:
+        columns = np.asarray(patsy.dmatrix(name, design, NA_action="raise"))[:, 1:]
+    except patsy.PatsyError as error:
+        raise ValueError(f"covariate {name}: {error.message}; the rows have {', '.join(design.columns)}") from None
+    if not columns.size or not np.isfinite(columns).all() or (np.ptp(columns, axis=0) == 0).any():
+        raise ValueError(f"covariate {name} is infinite or does not vary: leave it out of the covariates")
+    return columns / columns.std(axis=0)
+
+
+def _aliases(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    return {term: [other for other in columns if other != term and _share_direction(columns[term], columns[other])]
+            for term in columns}
 
 
 def _share_direction(one: np.ndarray, other: np.ndarray) -> bool:
+    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
     ranks = [np.linalg.matrix_rank(columns) for columns in (one, other, np.column_stack([one, other]))]
     return ranks[2] < ranks[0] + ranks[1]
 
@@ -150,14 +184,33 @@ def anova(rows: pd.DataFrame, terms: list[str], response: str = "run_s", covaria
     rows: one a run, its factors and `response`. terms: factors and interactions ("method:steps"), all taken as
     categories in deviation coding, as sums of squares of type III need it. covariates: further terms of the formula.
     The table has, a term: degrees of freedom, F and p (robust to unequal variances, HC3), and partial eta squared,
-    SS / (SS + residual SS) from the ordinary sums of squares. Raises ValueError as `check_estimable`.
+    SS / (SS + residual SS) from the ordinary sums of squares. Raises ValueError as `check_estimable`, for a response
+    that is no finite number (seconds: above 0), and for a run whose spread no other run shows.
     """
-    check_estimable(rows, terms)
+    _check_response(rows, response)
+    rows = rows.assign(**{name: rows[name].cat.remove_unused_categories() for name in rows.select_dtypes("category")})
+    check_estimable(rows, terms, covariates)
     coded = [":".join(f"C({factor}, Sum)" for factor in term.split(":")) for term in terms]
     fit = smf.ols(f"{response} ~ " + " + ".join([*coded, *covariates]), rows).fit()
+    alone = fit.get_influence().hat_matrix_diag > 1 - 1e-9
+    if alone.any():
+        raise ValueError(f"row {rows.index[alone.argmax()]} alone decides a parameter, so its spread is unknown: add "
+                         "replicates or leave terms out")
     plain, robust = anova_lm(fit, typ=typ), anova_lm(fit, typ=typ, robust="hc3")
     squares = plain["sum_sq"]
     table = pd.DataFrame({"term": terms, "df": plain.loc[coded, "df"].to_numpy(int),
                           "F": robust.loc[coded, "F"].to_numpy(), "p": robust.loc[coded, "PR(>F)"].to_numpy(),
                           "partial_eta_sq": (squares / (squares + squares["Residual"]))[coded].to_numpy()})
     return table, fit
+
+
+def _check_response(rows: pd.DataFrame, response: str) -> None:
+    if response not in rows or not pd.api.types.is_numeric_dtype(rows[response]):
+        raise ValueError(f"no column of numbers {response!r}: the rows have {', '.join(rows.columns)}")
+    value = rows[response].to_numpy(float)
+    failed = ~np.isfinite(value) | ((value <= 0) & response.endswith("_s"))
+    if failed.any():
+        raise ValueError(f"{response} = {value[failed][0]} in row {rows.index[failed.argmax()]}: leave out runs that "
+                         f"failed ({failed.sum()} of {len(rows)})")
+    if len(rows) and np.ptp(value) == 0:
+        raise ValueError(f"{response} is {value[0]} in every row: there is no variance to analyse")

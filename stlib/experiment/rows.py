@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from stlib import paths
 from stlib.experiment.sources import IN_REPLICA, code_hash
+from stlib.serving.rules import options_of
 
 WHEN = ("run", "block", "process")  # columns that say when a row is measured, not what
 BOOTS_APART_S = 1e9
@@ -88,18 +89,20 @@ def provenance() -> dict:
 
 
 def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weights: str | Callable[[dict], str], *,
-            code: Iterable[str] = IN_REPLICA, label: str = "jobs") -> pd.DataFrame:
+            code: Iterable[str] = IN_REPLICA, menu: dict | None = None, label: str = "jobs") -> pd.DataFrame:
     """Run each row of `plan` that the store lacks, in its order, and return all its rows, `at_s` by `elapsed_s`.
 
     `run(row)` does the work of one row (a dict of plain values) and returns what it measured, times in seconds. A row
-    is kept while all these are the same: what it asks for (its columns but WHEN and empty values), the models'
-    `weights` (their hash, or one for each row) and the `code` it runs (roots of `code_hash`, with the row's method).
+    is kept while all these are the same: what it asks for (its columns but WHEN and empty values, its method as what
+    the `menu` says it stands for), the models' `weights` (their hash, or one for each row) and the `code` it runs
+    (roots of `code_hash`, with the row's method).
     Prints how many rows were kept and how many measured. Raises ValueError for a plan that repeats a row.
     """
     planned, code = _records(plan), tuple(code)
-    of_method = {method: code_hash(*code, method=method) for method in {row.get("method") for row in planned}}
-    keys = [key_of(_asked(row), weights if isinstance(weights, str) else weights(row), of_method[row.get("method")])
-            for row in planned]
+    asked = [_asked(row) | options_of(row.get("method"), menu) for row in planned]
+    of_method = {method: code_hash(*code, method=method) for method in {one.get("method") for one in asked}}
+    keys = [key_of(one, weights if isinstance(weights, str) else weights(one), of_method[one.get("method")])
+            for one in asked]
     if len(set(keys)) < len(keys):
         raise ValueError(f"the plan of {label} repeats a row: add a replicate number, so that each has its own key "
                          f"({', '.join(WHEN)} do not tell rows apart)")
@@ -122,8 +125,8 @@ def elapsed_s(rows: pd.DataFrame) -> pd.Series:
 
 def export(rows: pd.DataFrame, path: str | Path) -> Path:
     """Write measured rows as Parquet, each with its `provenance`."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(path, index=False)
+    with paths.whole(Path(path)) as file:
+        rows.to_parquet(file, index=False)
     return Path(path)
 
 

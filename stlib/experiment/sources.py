@@ -7,9 +7,11 @@ from pathlib import Path
 
 from stlib import paths
 
-# tables of alternatives, of which a row runs one (give it as a root), and the models, which their weights stand for
-NOT_FOLLOWED = ("stlib.generation.illustrator.METHODS", "stlib.generation.job.check_method",
-                "stlib.serving.workloads.WORKLOADS", "stlib.generation.models")
+# tables of alternatives, of which a row runs one (give it as a root); the models, which their weights stand for; and
+# queues on paper, which serve nothing
+NOT_FOLLOWED = ("stlib.generation.illustrator.METHODS", "stlib.serving.workloads.WORKLOADS", "stlib.generation.models",
+                "stlib.queueing.formulas", "stlib.queueing.chains", "stlib.queueing.simulation.run_jobs",
+                "stlib.queueing.simulation.finite_run")
 TOLD = ("stlib.generation.storyteller.Storyteller", "stlib.generation.illustrator.METHODS[{method}]")
 IN_REPLICA = (*TOLD, "stlib.serving.workloads.story.StoryWorkload", "stlib.serving.replica.Replica",
               "stlib.experiment.measure.run_on")

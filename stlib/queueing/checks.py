@@ -1,4 +1,8 @@
-"""What every model of a queue shares: its metrics, and refusals that give value, allowed range and remedy."""
+"""What every model of a queue shares: its metrics, and the checks of its inputs.
+
+A check returns nothing, or its input in the one form that the models take, and raises ValueError with the value, the
+allowed range and the remedy.
+"""
 
 import math
 from dataclasses import dataclass
@@ -34,16 +38,6 @@ def _finite(value) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def check_policy(policy, laws: int) -> np.ndarray:
-    """The policy (n,) as int64: the law, or method, out of `laws` at n outstanding jobs; ValueError if it is none."""
-    row = np.atleast_1d(np.asarray(policy))
-    if row.ndim != 1 or row.size == 0 or row.dtype.kind not in "iuf" or not (row == np.floor(row)).all():
-        raise ValueError(f"policy = {policy!r} must be a row of integers, one for each number of outstanding jobs")
-    if row.min() < 0 or row.max() >= laws:
-        raise ValueError(f"policy = {row.tolist()} names a law or column outside 0 ... {laws - 1}; correct it")
-    return row.astype(np.int64)
-
-
 def stable(rho: float) -> None:
     """Raise ValueError unless the utilisation `rho` leaves a steady state."""
     if not 0 <= rho < 1:
@@ -53,8 +47,18 @@ def stable(rho: float) -> None:
         )
 
 
+def check_policy(policy, laws: int) -> np.ndarray:
+    """The policy, (n,) or one number, as int64: which of so many laws, or methods, serves at n outstanding jobs."""
+    row = np.atleast_1d(np.asarray(policy))
+    if row.ndim != 1 or row.size == 0 or row.dtype.kind not in "iuf" or not (row == np.floor(row)).all():
+        raise ValueError(f"policy = {policy!r} must be a row of integers, one for each number of outstanding jobs")
+    if row.min() < 0 or row.max() >= laws:
+        raise ValueError(f"policy = {row.tolist()} names a law or column outside 0 ... {laws - 1}; correct it")
+    return row.astype(np.int64)
+
+
 def check_jobs(arrival_s, work_s, work_estimate_s=None):
-    """Contiguous arrays: arrivals (runs, n), work (runs, n, methods) and estimates (runs, n), (runs, 0) if None."""
+    """Arrivals (runs, n), work (runs, n, methods) and estimates (runs, n), (runs, 0) if None, as contiguous arrays."""
     arrival, work = np.asarray(arrival_s, float), np.asarray(work_s, float)
     if arrival.ndim != 2 or arrival.size == 0:
         raise ValueError(f"arrival_s has shape {arrival.shape[1:]}: give a sequence (n,) of at least one arrival time")

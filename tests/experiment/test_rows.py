@@ -146,6 +146,19 @@ def test_an_edit_leaves_the_rows_that_do_not_run_it(tmp_path, monkeypatch, capsy
     assert f"{4 - stale} rows kept, {stale} to measure" in capsys.readouterr().out
 
 
+def test_a_method_s_name_counts_as_what_the_menu_says(tmp_path, capsys):
+    """The entry `quick` turned into another: its rows are measured again, those of other entries are kept."""
+    plan, menu = pd.DataFrame({"method": ["quick", "parallel"]}), {"parallel": {"method": "parallel"}}
+    for steps in (4, 4, 2):
+        entries = menu | {"quick": {"method": "parallel", "steps": steps}}
+        measure(plan, lambda row: {}, Store(tmp_path / "rows.jsonl"), "weights", menu=entries)
+    told = [line for line in capsys.readouterr().out.splitlines() if "kept" in line]
+    assert told == ["jobs: 0 rows kept, 2 to measure", "jobs: 2 rows kept, 0 to measure",
+                    "jobs: 1 rows kept, 1 to measure"]
+    with pytest.raises(ValueError, match="slow"):
+        measure(pd.DataFrame({"method": ["slow"]}), lambda row: {}, Store(tmp_path / "rows.jsonl"), "w", menu=menu)
+
+
 def test_rows_of_two_boots_are_no_neighbours(tmp_path, monkeypatch):
     """The clock of the second boot starts anew, so that by it the rows interleave: jobs twice as slow every other."""
     log_probe = np.random.default_rng(1).normal(0, 0.02, 200) + np.where(np.arange(200) < 100, 0.0, 0.7)

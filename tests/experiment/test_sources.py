@@ -46,7 +46,7 @@ def of(method):
     ("serving/workloads/__init__.py", "(StoryWorkload, SleepWorkload)", "(StoryWorkload,)"),
     ("serving/dispatcher.py", "class Dispatcher:", "class Dispatcher(object):"),
     ("serving/replica.py", "def stop_replica(handle)", "def stop_replica(handle, now=True)"),
-    ("experiment/costs.py", "def estimator(", "def estimator(new, "),
+    ("experiment/costs.py", "class Costs:", "class Costs(object):"),
 ], ids=["docstring", "comment", "layout", "a new method", "another method", "another workload", "dispatcher",
         "stopping", "costs"])
 def test_what_a_row_does_not_run_is_not_its_code(edit, name, old, new):
