@@ -132,7 +132,8 @@ class StoryWorkload:
 
         return weights_hash(self.storyteller.models)
 
-    def _job(self, params: dict):
+    @staticmethod
+    def _job(params: dict):
         from stlib.generation import StoryJob
 
         return StoryJob(**params)
