@@ -38,7 +38,7 @@ README_PICTURES := 01_strip_1 07_one_replica 08_predicted_vs_served
 ENCRYPTED := --KernelManager.transport_encryption=auto
 
 GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml
-EXPERIMENT := $(wildcard stlib/experiment/*.py) $(wildcard data/mixes/*.yml)
+EXPERIMENT := stlib/settings.py $(wildcard stlib/experiment/*.py) $(wildcard data/mixes/*.yml)
 PREDICTION := $(wildcard stlib/prediction/*.py)
 SERVING := $(wildcard stlib/serving/*.py stlib/serving/workloads/*.py)
 QUEUEING := $(wildcard stlib/queueing/*.py)

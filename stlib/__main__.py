@@ -20,6 +20,12 @@ Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file"
 Method = Annotated[str, typer.Option(help="inference method")]
 Replicas = Annotated[int, ranged("replicas", int, "number of replicas", at_least=1)]
 Routing = Annotated[str, typer.Option(help="which replica a job goes to")]
+LLM = Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder")]
+LDM = Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: likewise")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda; in a replica cuda needs --gpus")]
+Precision = Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic")]
+Threads = Annotated[int, ranged("threads", int, "torch threads of a replica", at_least=1)]
+GPUs = Annotated[float, ranged("gpus", float, "GPUs of a replica; 0.5 is one that another takes too", at_least=0)]
 COSTS = paths.REFERENCE / "costs.json"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -35,10 +41,7 @@ def tell(
     llm_tokens: Annotated[int, typer.Option(parser=number, help="upper limit of story tokens")] = 64,
     guidance: Annotated[float, typer.Option(parser=number, help="guidance scale; 1 is without guidance")] = 2.5,
     seed: Annotated[int, typer.Option(parser=number, help="reproduces story and pictures")] = 0,
-    llm: Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder")] = "embedded",
-    ldm: Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: likewise")] = "embedded",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    precision: Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic")] = "fp32",
+    llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     out: Annotated[Path, typer.Option(help="folder for story, panels, strip and times")] = Path("story"),
 ):
     """Tell and illustrate one story and save it."""
@@ -70,6 +73,8 @@ def serve(
     max_waiting: Annotated[int, ranged("max_waiting", int, "jobs that may wait, one more is refused",
                                        at_least=0)] = 64,
     probe: Annotated[bool, typer.Option("--probe", help="time a probe after each job, as in a campaign")] = False,
+    llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
+    threads: Threads = 1, gpus: GPUs = 0,
     costs: CostsFile = COSTS,
 ):
     """Serve stories over HTTP: a page, POST /stories, the OpenAI Images call."""
@@ -78,17 +83,30 @@ def serve(
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
     from stlib.serving.server import listen, run, url_of
-    from stlib.serving.workloads import make_workload
 
-    fitted = Costs.from_json(costs)
+    fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
     busy = fitted.busy_speed(method, replicas)[replicas]
-    estimate = estimator(fitted, make_workload("story"), level=1 / busy, probing=probe)
+    estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)
-    with Dispatcher("story", replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
+    with Dispatcher(spec, replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
                     probe=probe) as dispatcher:
         print(f"Storyteller is served at {url_of(sock)} (stop with Ctrl-C)", flush=True)
         run(make_app(dispatcher, token), sock)
+
+
+def _spec(llm: str, ldm: str, device: str, precision: str, threads: int, gpus: float):
+    """The replicas of these options, checked; what is as always is left out, for the keys of what was measured."""
+    from stlib.serving.replica import ReplicaSpec
+
+    if device.startswith("cuda") and gpus == 0:
+        raise ValueError(f"--device {device}: a replica sees no GPU but those of --gpus; give --gpus 1, or a share")
+    models = {name: value for name, value in (("llm", llm), ("ldm", ldm)) if value != "embedded"}
+    options = {"models": (models, {}), "device": (device, "auto"), "precision": (precision, "fp32")}
+    spec = ReplicaSpec("story", {name: value for name, (value, usual) in options.items() if value != usual}, threads,
+                       gpus)
+    spec.make().validate({"prompt": "a fox", "image_size": 128})  # refuses models that are not there
+    return spec
 
 
 @app.command(cls=Command)
@@ -187,13 +205,14 @@ def replay(
     seed: Annotated[int, ranged("seed", int, "reproduces arrivals and jobs", at_least=0, at_most=2**32 - 1)] = 0,
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes")] = None,
     again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
+    llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
+    threads: Threads = 1, gpus: GPUs = 0,
     costs: CostsFile = COSTS,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
     from stlib.experiment import Costs
     from stlib.prediction.cell import Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
-    from stlib.serving.replica import ReplicaSpec
 
     campaign, sizes = Campaign.from_yaml(), {"n_jobs": jobs, "calibration": calibration}
     if cell is None:
@@ -204,8 +223,9 @@ def replay(
     if (cell or 0) not in campaign.cells:
         raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
     check_folder("--out", out or paths.results())
-    replica_of = functools.cache(lambda i: ReplicaSpec().start())
-    folder = run_cell(campaign, cell or 0, Costs.from_json(costs), replica_of, results=out, again=again)
+    fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
+    folder = run_cell(campaign, cell or 0, fitted, functools.cache(lambda i: spec.start()), results=out, again=again,
+                      spec=spec)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
           .to_string(index=False, float_format="%.3f", na_rep=""))

@@ -4,7 +4,6 @@ import inspect
 import reprlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,30 +72,26 @@ def build(where: str, kind: Callable, given) -> Any:
     Raises ValueError for an unknown or missing field, None, or a value that is not of the field's type: nothing is
     converted ("2" and 2.0 are no whole numbers, True is no number).
     """
-    known = _adapters(kind)
-    for name, value in mapping(where, given).items():
+    known = {name: one for name, one in inspect.signature(kind).parameters.items() if one.kind is not one.VAR_KEYWORD}
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} holds {reprlib.repr(given)}: give fields, each as `name: value`")
+    for name, value in given.items():
         if name not in known:
             raise ValueError(f"{where}: unknown field {name!r}; there may be {', '.join(known)}")
         if value is None:
             raise ValueError(f"{where}: {name} is empty: give a value, or leave it out")
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if parameter.default is parameter.empty and name not in given:
+    for name, one in known.items():
+        if one.default is one.empty and name not in given:
             raise ValueError(f"{where}: {name} is missing: give it as `{name}: value`")
-    values = {name: checked(f"{where}: {name}", known[name], value) for name, value in given.items()}
+    values = {name: checked(f"{where}: {name}", known[name].annotation, value) for name, value in given.items()}
     with within(where):
         return kind(**values)
 
 
-@cache
-def _adapters(kind: Callable) -> dict[str, TypeAdapter]:
-    parameters = inspect.signature(kind).parameters
-    return {name: TypeAdapter(parameters[name].annotation, config=STRICT) for name in parameters}
-
-
-def checked(where: str, adapter: TypeAdapter, value) -> Any:
-    """The value as the adapter's type. Raises ValueError for the first that is wrong in it."""
+def checked(where: str, kind, value) -> Any:
+    """The value, which must be of that type. Raises ValueError for the first that is wrong in it."""
     try:
-        return adapter.validate_python(value)
+        return TypeAdapter(kind, config=STRICT).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"[{part!r}]" for part in first["loc"] if part != "[key]")

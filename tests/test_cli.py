@@ -8,15 +8,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import ray
 
 from stlib import paths
 from stlib.__main__ import main
 from stlib.generation import METHODS
 from stlib.queueing.simulation import ROUTINGS
 
-sys.path.insert(0, str(paths.ROOT / "tests" / "prediction"))
+sys.path.extend([str(paths.ROOT / "tests" / room) for room in ("prediction", "serving", "generation")])
 from served import fitted_costs
+from service import Command
+from tiny import tiny_flux, tiny_llama, tiny_sd
+
+__all__ = ["tiny_flux", "tiny_llama", "tiny_sd"]
 
 
 def stlib(*arguments, **environment):
@@ -232,3 +238,37 @@ def test_a_mix_of_another_workload_is_refused(shell, fitted, tmp_path):
     (tmp_path / "tables.yml").write_text(re.sub("workload: .*", "workload: sleep", text))
     for command in (["predict", "--rate", 0.4], ["replay", "--rate", 0.4]):
         assert re.search("tables.yml.*'sleep'", shell(*command, "--mix", tmp_path / "tables.yml", *fitted)[1])
+
+
+def test_own_models_are_served(tiny_flux, tiny_llama, fitted):
+    with Command("--ldm", str(tiny_flux), "--llm", str(tiny_llama), "--precision", "bf16", "--threads", "2",
+                 *fitted) as service:
+        for body in ({"captions": ["a fox"]}, {"prompt": "a fox", "n_panels": 1, "llm_tokens": 4}):
+            answer = service.send(body | {"steps": 1, "image_size": 64})
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["panels"]) == 1
+        assert "multiples of 16" in service.send({"captions": ["a fox"], "image_size": 72}).text
+
+
+def test_own_images_are_replayed(shell, tiny_sd, fitted, tmp_path):
+    mix = re.sub("(?m)^(steps|n_panels): .*", r"\1: [1, 2]", (paths.MIXES / "images.yml").read_text())
+    (tmp_path / "mine.yml").write_text(mix.replace("steps: [1, 2]", "steps: [6, 8]"))
+    told, code = shell("replay", "--ldm", tiny_sd, "--mix", tmp_path / "mine.yml", "--rate", 5, "--jobs", 12, "--out",
+                       tmp_path, *fitted)
+    ray.shutdown()
+    assert code == 0 and re.search(r"mean +\d\.\d+ ", told)
+    assert pd.read_parquet(tmp_path / "served" / "cell_0_run_1" / "served.parquet")["outcome"].eq("completed").all()
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", 0], ["replay", "--rate", 1]])
+@pytest.mark.parametrize("options, message", [
+    (["--ldm", "no/such/folder"], "no/such/folder"), (["--llm", "no/such/folder"], "no/such/folder"),
+    (["--device", "cuda"], "give --gpus 1"), (["--device", "abacus"], "device 'abacus'"),
+    (["--precision", "fp7"], "precision 'fp7'"), (["--threads", "0"], "threads must be .*at least 1, not 0"),
+    (["--gpus", "-1"], "gpus must be at least 0, not -1"),
+])
+def test_own_models_are_refused_before_ray_starts(shell, fitted, tmp_path, command, options, message):
+    out = ["--out", tmp_path / "out"] if command[0] == "replay" else []
+    error = shell(*command, *options, *out, *fitted)[1]
+    assert re.search(f"^error: .*{message}", error) and "\n" not in error
+    assert not ray.is_initialized() and not list(tmp_path.iterdir())

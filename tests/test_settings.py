@@ -81,7 +81,9 @@ def test_wrong_fields_are_refused_by_name(change, message):
 def test_missing_fields_and_no_fields_are_refused():
     with pytest.raises(ValueError, match="file: cores is missing"):
         build("file", Machine, {"name": "a"})
-    for given in (None, [], "words", {}):
+    with pytest.raises(ValueError, match="file: name is missing"):
+        build("file", Machine, {})
+    for given in (None, [], "words"):
         with pytest.raises(ValueError, match=r"file holds .*give fields"):
             build("file", Machine, given)
 

@@ -5,18 +5,21 @@ A term is a factor's name or an interaction such as "method:steps".
 
 import re
 import string
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import patsy
 import statsmodels.formula.api as smf
-import yaml
+from pydantic import Field
 from pyDOE3 import fracfact, fullfact
 from statsmodels.stats.anova import anova_lm
 
 from stlib import paths
+from stlib.settings import Scalar, build, many, mapping, read_yaml
 
 
 def full_factorial(levels: dict[str, list]) -> pd.DataFrame:
@@ -44,8 +47,8 @@ def fractional_factorial(levels: dict[str, list], generators: dict[str, list[str
             raise ValueError(f"{name} has {len(values)} levels {values}: a fraction is of two-level factors; "
                              "give two, or use full_factorial")
     unknown = {name for word in [*generators.values(), generators] for name in word} - set(levels)
-    if unknown or not all(set(word) <= set(base) for word in generators.values()):
-        raise ValueError(f"generators {generators} must define factors of {list(levels)} from those of {base}")
+    if unknown or not all(set(word) <= set(base) and len(set(word)) == len(word) for word in generators.values()):
+        raise ValueError(f"generators {generators} must define factors of {list(levels)} from different ones of {base}")
     letters = dict(zip(base, string.ascii_lowercase, strict=False))
     words = ["".join(letters[part] for part in generators.get(name, [name])) for name in levels]
     coded = (fracfact(" ".join(words)) > 0).astype(int)
@@ -118,20 +121,21 @@ def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.Da
 
     An experiment has `levels`, `generators` if it is a fraction, `fixed` values, `replicates` and `blocks`.
     """
-    text = yaml.safe_load(Path(path).read_text())
-    streams = np.random.default_rng(text["seed"]).spawn(len(text["experiments"]))
-    return {name: _experiment(name, dict(given), rng)
-            for (name, given), rng in zip(text["experiments"].items(), streams, strict=True)}
+    return build(Path(path).name, _experiments, read_yaml(path))
 
 
-def _experiment(name: str, given: dict, rng: np.random.Generator) -> pd.DataFrame:
-    unknown = set(given) - {"levels", "generators", "fixed", "replicates", "blocks"}
-    if unknown:
-        raise ValueError(f"experiment {name}: unknown entry {sorted(unknown)[0]!r}; allowed are levels, generators, "
-                         "fixed, replicates and blocks")
-    generators = given.get("generators")
-    design = fractional_factorial(given["levels"], generators) if generators else full_factorial(given["levels"])
-    return run_order(design.assign(**given.get("fixed", {})), rng, given.get("replicates", 1), given.get("blocks"))
+def _experiments(seed: Annotated[int, Field(ge=0)], experiments: dict[str, dict]) -> dict[str, pd.DataFrame]:
+    streams = np.random.default_rng(seed).spawn(len(mapping("experiments", experiments)))
+    return {name: build(f"experiment {name}", partial(_experiment, rng), given)
+            for (name, given), rng in zip(experiments.items(), streams, strict=True)}
+
+
+def _experiment(rng, levels: dict[str, many(Scalar)], generators: dict[str, many(str)] | None = None,
+                fixed: dict[str, Scalar] | None = None, replicates: int = 1, blocks: int | None = None) -> pd.DataFrame:
+    design = fractional_factorial(levels, generators) if generators else full_factorial(levels)
+    for name in {*levels} & {*(fixed or {})} | {*levels, *(fixed or {})} & {"replicate", "block"}:
+        raise ValueError(f"{name} is among the levels and fixed, or counted by the runs themselves: leave it out")
+    return run_order(design.assign(**fixed or {}), rng, replicates, blocks)
 
 
 def _check_levels(levels: dict[str, list]) -> None:
@@ -158,10 +162,9 @@ def _covariate(design: pd.DataFrame, name: str) -> np.ndarray:
         columns = np.asarray(patsy.dmatrix(name, design, NA_action="raise"))[:, 1:]
     except patsy.PatsyError as error:
         raise ValueError(f"covariate {name}: {error.message}; the rows have {', '.join(design.columns)}") from None
-    spread = columns.std(axis=0)
-    if not columns.size or not (np.isfinite(spread) & (spread > 0)).all():
+    if not columns.size or not np.isfinite(columns).all() or (np.ptp(columns, axis=0) == 0).any():
         raise ValueError(f"covariate {name} is infinite or does not vary: leave it out of the covariates")
-    return columns / spread
+    return columns / columns.std(axis=0)
 
 
 def _aliases(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:

@@ -9,11 +9,13 @@ prediction takes.
 import json
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import yaml
+from pydantic import Field
 
 from stlib import paths
 from stlib.experiment.costs import Costs
@@ -27,6 +29,7 @@ from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving.replica import ReplicaSpec
+from stlib.settings import build, many, mapping, read_yaml
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ class Campaign:
     seed: int
     n_jobs: int
     calibration: int
-    slo_factors: tuple[float, ...]
+    slo_factors: many(float)
     baseline: str
-    cells: dict[int, Cell]
+    cells: dict[Annotated[int, Field(ge=0)], Cell]
 
     def __post_init__(self):
         checks.whole(n_jobs=self.n_jobs)
@@ -76,24 +79,28 @@ class Campaign:
     @classmethod
     def from_yaml(cls, path: str | Path = paths.DATA / "campaign.yml") -> "Campaign":
         """Read a campaign; its cells name the arrival processes that the file defines."""
-        text = yaml.safe_load(Path(path).read_text())
-        del text["arrivals"]
-        for number, given in text["cells"].items():
-            if unknown := set(given) - set(Cell.__dataclass_fields__):
-                raise ValueError(f"cell {number}: unknown entry {unknown.pop()!r}; a cell may have "
-                                 f"{', '.join(Cell.__dataclass_fields__)}")
-            if "arrivals" in given:
-                given["arrivals"] = named_arrivals(given["arrivals"], path)
-            text["cells"][number] = Cell(**given)
-        return cls(**text | {"slo_factors": tuple(text["slo_factors"])})
+        file, text = Path(path).name, read_yaml(path)
+        known = text.pop("arrivals", None)
+        for number, given in mapping(f"{file}: cells", text.get("cells")).items():
+            where = f"{file}: cell {number}"
+            if "arrivals" in mapping(where, given):
+                given["arrivals"] = _named(where, given["arrivals"], known)
+            text["cells"][number] = build(where, Cell, given)
+        return build(file, cls, text)
 
 
 def named_arrivals(name: str, path: str | Path = paths.DATA / "campaign.yml") -> dict:
     """The parameters of `arrival_process` that a campaign's file gives a name; a CSV file stands for itself."""
-    known = yaml.safe_load(Path(path).read_text())["arrivals"]
-    if name not in known and not name.endswith(".csv"):
-        raise ValueError(f"unknown arrivals {name!r}: use one of {', '.join(known)}, or a trace, a CSV file")
-    return {"name": name, **known.get(name, {})}
+    return _named(Path(path).name, name, read_yaml(path).get("arrivals"))
+
+
+def _named(where: str, name: str, known) -> dict:
+    if not isinstance(name, str) or (name not in mapping(f"{where}: arrivals", known) and not name.endswith(".csv")):
+        raise ValueError(f"{where}: unknown arrivals {name!r}: use one of {', '.join(map(str, known))}, or a trace, a "
+                         "CSV file")
+    given = known.get(name, {})
+    build(f"{where}: arrivals {name}", partial(arrival_process, 1.0, name), given)
+    return {"name": name, **given}
 
 
 def finished(results: Path, number: int) -> list[Path]:
@@ -197,7 +204,8 @@ def _check(number: int, cell: Cell, campaign: Campaign) -> None:
         raise ValueError(f"cell {number}: give arrivals with either rho or rate, or same_as alone")
     if cell.rho is not None and not 0 < cell.rho < 1:
         raise ValueError(f"cell {number}: rho = {cell.rho} must lie between 0 and 1: the queue would only grow")
-    if cell.same_as is not None and (cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as):
+    if cell.same_as is not None and (
+            cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as is not None):
         raise ValueError(f"cell {number}: same_as = {cell.same_as} is no cell with arrivals of its own: it may be one "
                          f"of {', '.join(str(n) for n, other in campaign.cells.items() if other.same_as is None)}")
     if cell.rate is not None:

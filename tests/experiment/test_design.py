@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from stlib.experiment.design import (
     aliases,
@@ -94,6 +95,64 @@ def test_the_committed_design_can_estimate_what_the_notebook_asks():
     check_estimable(experiments["screening"], [*factors, "method:n_panels", "n_panels:steps"])
     check_estimable(experiments["work"], terms_up_to(["method", "n_panels", "steps", "llm_tokens"]))
     check_estimable(experiments["images"], terms_up_to(["method", "llm_tokens", "image_size"]))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"seed": None}, "design.yml: seed is empty"),
+    ({"seed": -1}, "design.yml: seed = -1"),
+    ({"seed": "5"}, "design.yml: seed = '5'"),
+    ({"runs": 3}, "design.yml: unknown field 'runs'"),
+    ({"experiments": {}}, "design.yml: experiments holds {}"),
+    ({"experiments": [1]}, r"design.yml: experiments = \[1\]"),
+    ({"experiments": {"one": None}}, r"design.yml: experiments\['one'\] = None"),
+    ({"experiments": {"one": {}}}, "experiment one: levels is missing"),
+    ({"levels": {"a": 3}}, "design.yml: experiment one: a has the levels"),
+    ({"levels": {"a": [1, 1.0]}}, "experiment one: a has the levels"),
+    ({"levels": {"a": [[1], [2]]}}, r"experiment one: levels\['a'\]"),
+    ({"levels": {"a": [1, None]}}, r"experiment one: levels\['a'\]"),
+    ({"levels": {"a": [1, float("nan")]}}, r"experiment one: levels\['a'\]"),
+    ({"levels": ["a", "b"]}, "experiment one: levels = "),
+    ({"levels": {"block": [1, 2]}}, "experiment one: block is among"),
+    ({"fixed": {"a": 3}}, "experiment one: a is among the levels and fixed"),
+    ({"fixed": {"c": [3]}}, r"experiment one: fixed\['c'\]"),
+    ({"fixed": ["c"]}, "experiment one: fixed = "),
+    ({"generators": {"c": "a"}}, "experiment one: generators"),
+    ({"generators": {"b": "a"}}, "experiment one: Main factors are confounded"),
+    ({"generators": {"b": ["a", "a"]}}, "experiment one: generators"),
+    ({"generators": {"b": [3]}}, r"experiment one: generators\['b'\]"),
+    ({"replicates": 0}, "experiment one: 0 replicates"),
+    ({"replicates": 2.0}, "experiment one: replicates = 2.0"),
+    ({"replicates": "2"}, "experiment one: replicates = '2'"),
+    ({"replicates": True}, "experiment one: replicates = True"),
+    ({"blocks": 0}, "experiment one: 1 replicates in 0 blocks"),
+    ({"blocks": 3}, "experiment one: 1 replicates in 3 blocks"),
+    ({"blocks": None}, "experiment one: blocks is empty"),
+    ({"repetitions": 3}, "experiment one: unknown field 'repetitions'; there may be levels, generators"),
+])
+def test_a_wrong_design_is_refused(tmp_path, change, message):
+    one = {"levels": {"a": [1, 2], "b": [1, 2]}}
+    design = {"seed": 5, "experiments": {"one": one}}
+    at = design if change.keys() & {"seed", "experiments", "runs"} else one
+    at |= change
+    (tmp_path / "design.yml").write_text(yaml.safe_dump(design))
+    with pytest.raises(ValueError, match=message):
+        read_design(tmp_path / "design.yml")
+
+
+def test_a_missing_or_torn_design_is_refused(tmp_path):
+    for text, message in ((None, "cannot be read"), ("", "holds None"), ("seed: 5\nseed: 6\n", "line 2: 'seed' is")):
+        if text is not None:
+            (tmp_path / "design.yml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_design(tmp_path / "design.yml")
+
+
+def test_an_empty_cell_or_a_missing_level_is_named():
+    design = full_factorial({"a": [0, 1], "b": [0, 1, 2]})
+    with pytest.raises(ValueError, match="a:b has no run with 1, 2"):
+        check_estimable(pd.concat([design.iloc[:-1]] * 2), ["a", "b", "a:b"])
+    with pytest.raises(ValueError, match="a is missing in 1 rows"):
+        check_estimable(design.assign(a=[0, 1, None, 0, 1, 1]), ["a", "b"])
 
 
 def test_designed_runs_become_story_jobs():

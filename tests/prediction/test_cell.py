@@ -21,6 +21,8 @@ from stlib.queueing.variability import arrival_variability
 from stlib.serving.replica import ReplicaSpec
 
 FILE = paths.DATA / "campaign.yml"
+SHARING = {"mix": "images", "method": "parallel", "replicas": 1, "routing": "central"}
+CELL = SHARING | {"arrivals": "poisson", "rho": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_the_committed_campaign_is_the_issue_s():
     ({"rho": None}, "give arrivals with either rho or rate"),
     ({"rho": None, "arrivals": None, "same_as": 12}, "same_as = 12 is no cell"),
     ({"rho": None, "arrivals": None, "same_as": 3}, "same_as = 3 is no cell with arrivals of its own"),
-    ({"speed": 2}, "unknown entry"),
+    ({"speed": 2}, "cell 1: unknown field 'speed'"),
     ({"http": "/tables"}, "unknown http '/tables': use one of /stories"),
 ])
 def test_bad_cells_are_refused_before_anything_runs(tmp_path, change, message):
@@ -80,6 +82,93 @@ def test_bad_cells_are_refused_before_anything_runs(tmp_path, change, message):
     (tmp_path / "campaign.yml").write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError, match=message):
         Campaign.from_yaml(tmp_path / "campaign.yml")
+
+
+@pytest.mark.parametrize("number, change, message", [
+    (1, {"replicas": "2"}, "cell 1: replicas = '2'"),
+    (1, {"replicas": 2.0}, "cell 1: replicas = 2.0"),
+    (1, {"replicas": True}, "cell 1: replicas = True"),
+    (1, {"replicas": float("nan")}, "cell 1: replicas = nan"),
+    (1, {"rho": True}, "cell 1: rho = True"),
+    (1, {"rho": [0.5]}, r"cell 1: rho = \[0.5\]"),
+    (1, {"rho": "0.5"}, "cell 1: rho = '0.5'"),
+    (1, {"rho": float("nan")}, "cell 1: rho = nan"),
+    (1, {"rho": None, "rate": 0.5}, "cell 1: rho is empty"),
+    (1, {"rho": -0.5}, "cell 1: rho = -0.5"),
+    (1, {"mix": None}, "cell 1: mix is empty"),
+    (1, {"mix": ["images"]}, r"cell 1: mix = \['images'\]"),
+    (1, {"method": True}, "cell 1: method = True"),
+    (1, {"routing": 3}, "cell 1: routing = 3"),
+    (1, {"http": True}, "cell 1: http = True"),
+    (1, {"arrivals": ["poisson"]}, r"cell 1: unknown arrivals \['poisson'\]"),
+    (1, {"arrivals": {"scv": 2, "idc": 4}}, "cell 1: unknown arrivals {'idc': 4"),
+    (1, {"arrivals": 2}, "cell 1: unknown arrivals 2"),
+    (3, {"same_as": "2"}, "cell 3: same_as = '2'"),
+    (3, {"same_as": 3}, "cell 3: same_as = 3"),
+    (7, {"same_as": 0}, "cell 7: same_as = 0 is no cell"),
+])
+def test_wrong_fields_of_a_cell_are_refused(tmp_path, number, change, message):
+    text = yaml.safe_load(FILE.read_text())
+    text["cells"][number] |= change
+    refused(tmp_path, yaml.safe_dump(text), rf"campaign\.yml: {message}")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"seed": -1}, "seed = -1"),
+    ({"seed": 1.5}, "seed = 1.5"),
+    ({"n_jobs": "300"}, "n_jobs = '300'"),
+    ({"n_jobs": 0}, "n_jobs = 0"),
+    ({"n_jobs": True}, "n_jobs = True"),
+    ({"n_jobs": None}, "n_jobs is empty"),
+    ({"calibration": 50.0}, "calibration = 50.0"),
+    ({"calibration": 1}, "calibration = 1"),
+    ({"slo_factors": []}, r"slo_factors = \[\]"),
+    ({"slo_factors": [2, "3"]}, r"slo_factors\[1\] = '3'"),
+    ({"slo_factors": [2, 0]}, r"slo_factors\[1\] = 0"),
+    ({"slo_factors": [2, float("inf")]}, r"slo_factors\[1\] = inf"),
+    ({"slo_factors": {2: 3}}, "slo_factors"),
+    ({"baseline": "telepathy"}, "cell 1: unknown baseline 'telepathy'"),
+    ({"baseline": ["sequential"]}, r"baseline = \['sequential'\]"),
+    ({"speed": 3}, "unknown field 'speed'; there may be seed, n_jobs"),
+    ({"cells": [{"mix": "images"}]}, r"cells holds \[\{'mix': 'images'\}\]"),
+    ({"cells": None}, "cells holds None"),
+    ({"cells": {}}, "cells holds {}"),
+    ({"cells": {1: None}}, "cell 1 holds None"),
+    ({"cells": {1: "images"}}, "cell 1 holds 'images'"),
+    ({"cells": {1: {"mix": "images"}}}, "cell 1: method is missing"),
+    ({"cells": {-1: CELL}}, "cells.* = -1"),
+    ({"cells": {"one": CELL}}, "cells.* = 'one'"),
+    ({"cells": {0: CELL, 1: SHARING | {"same_as": 0}, 2: SHARING | {"same_as": 1}}}, "cell 2: same_as = 1 is no cell"),
+    ({"arrivals": None}, "cell 1: arrivals holds None"),
+    ({"arrivals": ["poisson"]}, r"cell 1: arrivals holds \['poisson'\]"),
+    ({"arrivals": {"poisson": None, "bursty": {}}}, "cell 1: arrivals poisson holds None"),
+    ({"arrivals": {"poisson": {}, "bursty": {"scv": "2", "idc": 4}}}, "cell 4: arrivals bursty: scv = '2'"),
+    ({"arrivals": {"poisson": {}, "bursty": {"scv": 2, "idc": True}}}, "cell 4: arrivals bursty: idc = True"),
+    ({"arrivals": {"poisson": {}, "bursty": {"scv": 8, "idc": 4}}}, "cell 4: arrivals bursty: .*scv"),
+    ({"arrivals": {"poisson": {}, "bursty": {"scv": 2, "peak": 4}}}, "cell 4: arrivals bursty: unknown field 'peak'"),
+])
+def test_wrong_fields_of_a_campaign_are_refused(tmp_path, change, message):
+    refused(tmp_path, yaml.safe_dump(yaml.safe_load(FILE.read_text()) | change), rf"campaign\.yml: {message}")
+
+
+def test_a_cell_given_twice_or_no_campaign_is_refused(tmp_path):
+    refused(tmp_path, FILE.read_text() + "  1: {mix: images}\n", r"campaign\.yml, line \d+: 1 is given twice")
+    refused(tmp_path, "", r"campaign\.yml holds None")
+    refused(tmp_path, "seed: 1\n\tn_jobs: 3\n", r"campaign\.yml, line 2")
+    (tmp_path / "campaign.yml").unlink()
+    with pytest.raises(ValueError, match=r"campaign\.yml cannot be read"):
+        Campaign.from_yaml(tmp_path / "campaign.yml")
+
+
+def refused(folder, text, message):
+    (folder / "campaign.yml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Campaign.from_yaml(folder / "campaign.yml")
+
+
+def test_one_deadline_is_a_list_of_one(tmp_path):
+    (tmp_path / "campaign.yml").write_text(yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"slo_factors": 3}))
+    assert Campaign.from_yaml(tmp_path / "campaign.yml").slo_factors == (3,)
 
 
 def test_a_trace_shorter_than_the_jobs_is_refused(tmp_path):

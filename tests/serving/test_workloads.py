@@ -107,12 +107,14 @@ def test_the_weights_of_a_spec_are_those_of_what_it_loads(tmp_path):
     assert ReplicaSpec("sleep").weights_hash() == "none"
 
 
-def test_a_loader_option_in_the_menu_is_the_job_s_and_refused_where_it_is_not_loaded():
-    menu = {name: {"method": "parallel", "precision": one} for name, one in (("as loaded", "fp32"), ("half", "fp16"))}
-    story = ReplicaSpec("story", {"device": "cpu"}).make()
-    story.validate(STORY | options_of("as loaded", menu))
-    with pytest.raises(ValueError, match="precision 'fp16'"):
-        story.validate(STORY | options_of("half", menu))
+def test_a_loader_option_may_stand_in_the_menu(replica):
+    """The replica is given it as a job's parameter, and loads what it asks for."""
+    menu = {name: {"method": "parallel", "precision": one} for name, one in
+            (("whole", "fp32"), ("half", "bf16"), ("none", "int3"))}
+    whole, half = (replica.run(STORY | options_of(name, menu), probe=False)[0] for name in ("whole", "half"))
+    assert whole["story"] == half["story"] and whole["panels"] != half["panels"]
+    with pytest.raises(ValueError, match="int3"):
+        replica.workload.validate(STORY | options_of("none", menu))
 
 
 @pytest.mark.parametrize("bad, message", [
