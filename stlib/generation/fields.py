@@ -94,6 +94,6 @@ def visible(text: str) -> bool:
     return any(unicodedata.category(char)[0] not in "CZ" for char in text)
 
 
-Text = Annotated[str | None, BeforeValidator(_readable),
+Text = Annotated[str, BeforeValidator(_readable),
                  Field(max_length=MAX_CHARS, description=f"text of at most {MAX_CHARS} characters")]
 FullText = Annotated[Text, AfterValidator(_says_something), Field(min_length=1)]

@@ -10,19 +10,11 @@ import diffusers
 import torch
 import transformers
 
-from stlib.generation import illustrator
+from stlib.generation import illustrator, loading
 from stlib.generation.fields import FieldError, known
 from stlib.generation.illustrator import METHODS, Method
 from stlib.generation.job import StoryJob, StoryResult
-from stlib.generation.loading import (
-    PRECISIONS,
-    choose_device,
-    choose_llm_dtype,
-    load_ldm,
-    load_llm,
-    load_tokenizer,
-    size_multiple,
-)
+from stlib.generation.loading import PRECISIONS
 from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
 
 MAX_PROMPT_TOKENS = 256  # of the LLM's; the frame takes about 120 and a story at most 1024 of the embedded LLM's 8192
@@ -56,8 +48,8 @@ class Storyteller:
             raise ValueError(f"models = {models!r}: give 'embedded' or a dict with the keys llm and ldm")
         known("precision", precision, PRECISIONS)
         known("llm_dtype", llm_dtype, ("auto", *PRECISIONS))
-        device = choose_device(device)
-        llm_dtype = choose_llm_dtype(device) if llm_dtype == "auto" else llm_dtype
+        device = loading.choose_device(device)
+        llm_dtype = loading.choose_llm_dtype(device) if llm_dtype == "auto" else llm_dtype
         models = {role: str(models.get(role, "embedded")) for role in ("llm", "ldm")}
         return cls(models, device, precision, llm_dtype)
 
@@ -65,7 +57,7 @@ class Storyteller:
     def writer(self) -> StoryWriter:
         """The LLM in its frame, loaded at first use."""
         if self._writer is None:
-            self._writer = StoryWriter(*load_llm(self.models["llm"], self.device, self.llm_dtype))
+            self._writer = StoryWriter(*loading.load_llm(self.models["llm"], self.device, self.llm_dtype))
         return self._writer
 
     @property
@@ -76,7 +68,7 @@ class Storyteller:
     def pipe_of(self, weights: str, precision: str):
         """The pipeline with these weights in this precision, loaded at first use."""
         if (weights, precision) not in self._pipes:
-            self._pipes[weights, precision] = load_ldm(self.models["ldm"], self.device, precision, weights)
+            self._pipes[weights, precision] = loading.load_ldm(self.models["ldm"], self.device, precision, weights)
         return self._pipes[weights, precision]
 
     @property
@@ -91,11 +83,11 @@ class Storyteller:
 
     @cached_property
     def _reader(self):
-        return load_tokenizer(self.models["llm"])
+        return loading.load_tokenizer(self.models["llm"])
 
     @cached_property
     def _multiple(self) -> int:
-        return size_multiple(self.models["ldm"])
+        return loading.size_multiple(self.models["ldm"])
 
     def load(self) -> "Storyteller":
         """Load both models now, so that the first job's times are like the others'."""
