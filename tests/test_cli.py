@@ -240,9 +240,9 @@ def test_a_mix_of_another_workload_is_refused(shell, fitted, tmp_path):
         assert re.search("tables.yml.*'sleep'", shell(*command, "--mix", tmp_path / "tables.yml", *fitted)[1])
 
 
-def test_own_models_are_served(tiny_flux, tiny_llama, fitted):
-    with Command("--ldm", str(tiny_flux), "--llm", str(tiny_llama), "--precision", "bf16", "--threads", "2",
-                 *fitted) as service:
+def test_own_models_are_served(tiny_flux, tiny_llama):
+    with Command("--ldm", str(tiny_flux), "--llm", str(tiny_llama), "--precision", "bf16",
+                 "--threads", "2") as service:
         for body in ({"captions": ["a fox"]}, {"prompt": "a fox", "n_panels": 1, "llm_tokens": 4}):
             answer = service.send(body | {"steps": 1, "image_size": 64})
             assert answer.status_code == 200, answer.text
