@@ -87,6 +87,7 @@ def serve(
     fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
     busy = fitted.busy_speed(method, replicas)[replicas]
     estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
+    estimate({"prompt": "a fox"}, method)  # refuses a method that was not measured; the first request need not load
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher(spec, replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,

@@ -282,7 +282,9 @@ class Costs:
     def _law(self, count: str, job: Mapping, nearest: bool = False) -> np.ndarray:
         names, known = WORKLOADS[self.workload].counts[count], self.counts.get(count, {})
         key = _key(names, job)
-        if key not in known and not (nearest and known):
+        if nearest and not known:
+            return np.array([float(job[names[-1]])])  # the most it can be
+        if key not in known and not nearest:
             there = "; ".join(known) or "none"
             raise ValueError(f"{count} of jobs with {', '.join(names)} = {key} was not measured (known: {there}): "
                              "give `fit` rows of such jobs as `counts`")

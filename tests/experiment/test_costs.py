@@ -201,6 +201,16 @@ def test_natural_jobs_beyond_the_measured_counts_are_estimated_by_the_nearest(jo
         costs.estimate(job | {"exact_tokens": True, "llm_tokens": 10}, "parallel"))
 
 
+def test_natural_jobs_without_any_law_are_estimated_by_their_limit(costs, jobs):
+    job = jobs[jobs["prompt"] != ""].iloc[0].to_dict()
+    assert costs.estimate(job | {"exact_tokens": False}, "parallel") == costs.estimate(job, "parallel")
+
+
+def test_a_size_left_open_is_refused_by_name(costs, jobs):
+    with pytest.raises(ValueError, match="image_size = 'auto'"):
+        costs.mean_s(jobs.assign(image_size="auto"), "parallel")
+
+
 def test_the_residual_of_one_process_lacks_the_variance_between_them():
     rng = np.random.default_rng(11)
     rows = simulated_rows(rng).reset_index(drop=True)

@@ -31,7 +31,7 @@ def without(*names, **given):
 @pytest.mark.parametrize("name", MIXES)
 def test_every_job_of_a_mix_is_a_valid_story_job(name):
     jobs = JobMix.from_yaml(name).sample(200, np.random.default_rng(1))
-    assert list(jobs) == ["job_id", "workload", *(f for f in StoryJob.__match_args__ if f in jobs)]
+    assert list(jobs) == ["job_id", "workload", *(f for f in StoryJob.model_fields if f in jobs)]
     assert jobs.shape[1] == 11
     for row in jobs.drop(columns=["job_id", "workload"]).to_dict("records"):
         StoryJob(**row)

@@ -33,7 +33,8 @@ class Workload(Protocol):
     routes: dict[str, type[Request]]  # by path: what is asked for there, over HTTP
     fields: dict[str, Any]  # of its jobs but the menu's, with what a mix may leave out; ... must be given
     shared: tuple[str, ...]  # cost terms that are the same under every method
-    counts: dict[str, tuple[str, ...]]  # products that the run alone may tell, with the fields their law depends on
+    counts: dict[str, tuple[str, ...]]  # products that the run alone may tell, by the fields their law depends on;
+    # the last field is the most that the product can be
 
     def load(self) -> None:
         """Load the models and do one small inference, so that the first job costs what later ones cost."""

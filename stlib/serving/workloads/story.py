@@ -119,7 +119,9 @@ class StoryWorkload:
     @staticmethod
     def ranged(job: Mapping) -> dict:
         """What is not extrapolated beyond the values that were measured, (n,) each."""
-        return {"image_size": np.asarray(job["image_size"], float),
+        if "auto" in (sizes := np.atleast_1d(np.asarray(job["image_size"], object)).tolist()):
+            raise ValueError("image_size = 'auto' has no known number of pixels: give the mix or the rows the number")
+        return {"image_size": np.array(sizes, float),
                 "passes": 1.0 + np.greater(np.asarray(job["guidance_scale"], float), 1)}
 
     def resolve(self, params: dict) -> dict:
