@@ -93,16 +93,12 @@ def with_replicates(experiments):
     experiments["work"]["replicates"] = 8
 
 
-def with_precision(experiments):
-    experiments["work"]["levels"]["precision"] = [None, "int8"]
-
-
 def in_fewer_blocks(experiments):
     experiments["work"]["blocks"] = 3
 
 
 @pytest.mark.parametrize("change, new", [(with_joint, 162 + 36), (with_size_64, 24), (with_experiment, 8),
-                                         (with_replicates, 108), (with_precision, 324), (in_fewer_blocks, 0)])
+                                         (with_replicates, 108), (in_fewer_blocks, 0)])
 def test_what_joins_a_design_leaves_the_measured_rows_valid(tmp_path, capsys, change, new):
     calls = []
 
