@@ -78,10 +78,10 @@ $(OUT)/%.ipynb: notebooks/%.ipynb notebooks/profiles/$(PROFILE)/%.yml $(MODELS)
 
 # Edges by room: a change in queueing/ or prediction/ measures no job's cost again.
 $(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT) data/held_out.txt $(filter %/01_fast_path.csv,$(REFERENCE))
-$(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml $(filter data/reference/05_%,$(REFERENCE))
+$(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml data/menu.yml $(filter data/reference/05_%,$(REFERENCE))
 $(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) data/reference/validate/select_model.json $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(filter data/reference/07_%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
-$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml $(filter-out data/reference/0%,$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
+$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0%,$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
 $(OUT)/report.pdf: report/main.tex $(EXECUTED)

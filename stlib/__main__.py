@@ -17,6 +17,7 @@ MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
 JOBS, CALIBRATION = 60, 10  # of a replay without a campaign
 CostsFile = Annotated[Path, typer.Option("--costs", help="what jobs cost, measured")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
+MenuFile = Annotated[Path, typer.Option("--menu", help="what a method's name stands for: a YAML file")]
 Method = Annotated[str, typer.Option(help="inference method")]
 Replicas = Annotated[int, ranged("replicas", int, "number of replicas", at_least=1)]
 Routing = Annotated[str, typer.Option(help="which replica a job goes to")]
@@ -26,7 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda; in a replica cuda 
 Precision = Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic")]
 Threads = Annotated[int, ranged("threads", int, "torch threads of a replica", at_least=1)]
 GPUs = Annotated[float, ranged("gpus", float, "GPUs of a replica; 0.5 is one that another takes too", at_least=0)]
-COSTS = paths.REFERENCE / "costs.json"
+COSTS, MENU = paths.REFERENCE / "costs.json", paths.DATA / "menu.yml"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Tell stories with an LLM, illustrate them with a latent diffusion model.")
@@ -42,14 +43,16 @@ def tell(
     guidance: Annotated[float, typer.Option(parser=number, help="guidance scale; 1 is without guidance")] = 2.5,
     seed: Annotated[int, typer.Option(parser=number, help="reproduces story and pictures")] = 0,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
+    menu: MenuFile = MENU,
     out: Annotated[Path, typer.Option(help="folder for story, panels, strip and times")] = Path("story"),
 ):
     """Tell and illustrate one story and save it."""
     check_folder("--out", out, replaced=True)
     from stlib.generation import StoryJob, Storyteller
+    from stlib.serving.rules import options_of, read_menu
 
-    job = StoryJob(prompt=prompt, n_panels=panels, method=method, steps=steps, llm_tokens=llm_tokens,
-                   guidance_scale=guidance, seed=seed)
+    options = {"n_panels": panels, "steps": steps, "llm_tokens": llm_tokens, "guidance_scale": guidance, "seed": seed}
+    job = StoryJob(prompt=prompt, **options | options_of(method, read_menu(menu)))
     storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device, precision=precision)
     with tqdm(total=1, desc="loading", bar_format="{desc:>16} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         result = storyteller.tell(job, on_progress=lambda stage, done, total: _advance(bar, stage, done, total))
@@ -74,7 +77,7 @@ def serve(
                                        at_least=0)] = 64,
     probe: Annotated[bool, typer.Option("--probe", help="time a probe after each job, as in a campaign")] = False,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
-    threads: Threads = 1, gpus: GPUs = 0,
+    threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
     costs: CostsFile = COSTS,
 ):
     """Serve stories over HTTP: a page, POST /stories, the OpenAI Images call."""
@@ -82,8 +85,10 @@ def serve(
     from stlib.prediction.predict import estimator
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
+    from stlib.serving.rules import read_menu
     from stlib.serving.server import listen, run, url_of
 
+    names = read_menu(menu)
     fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
     busy = fitted.busy_speed(method, replicas)[replicas]
     estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
@@ -91,7 +96,7 @@ def serve(
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher(spec, replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
-                    probe=probe) as dispatcher:
+                    probe=probe, menu=names) as dispatcher:
         print(f"Storyteller is served at {url_of(sock)} (stop with Ctrl-C)", flush=True)
         run(make_app(dispatcher, token), sock)
 
@@ -207,15 +212,17 @@ def replay(
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes")] = None,
     again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
-    threads: Threads = 1, gpus: GPUs = 0,
+    threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
     costs: CostsFile = COSTS,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
     from stlib.experiment import Costs
     from stlib.prediction.cell import Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
+    from stlib.serving.rules import read_menu
 
-    campaign, sizes = Campaign.from_yaml(), {"n_jobs": jobs, "calibration": calibration}
+    campaign = replace(Campaign.from_yaml(), menu=read_menu(menu))
+    sizes = {"n_jobs": jobs, "calibration": calibration}
     if cell is None:
         times, n_jobs = _times(arrivals, time_column)
         one = Cell(mix, method, replicas, routing, times, rho, rate, http=http)

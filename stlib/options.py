@@ -19,12 +19,12 @@ class Command(TyperCommand):
 
     def format_help(self, ctx, formatter) -> None:
         """Write the help."""
-        from stlib.generation import METHODS
         from stlib.generation.loading import PRECISIONS
         from stlib.queueing.simulation import ROUTINGS
+        from stlib.serving.rules import read_menu
         from stlib.serving.targets import ROUTES
 
-        named = {"method": METHODS, "precision": PRECISIONS, "routing": ROUTINGS, "http": ROUTES}
+        named = {"method": read_menu(), "precision": PRECISIONS, "routing": ROUTINGS, "http": ROUTES}
         for param in self.params:
             if param.name in named:
                 param.help += f": {', '.join(named[param.name])}"

@@ -70,8 +70,17 @@ def test_tell_saves_a_story(tmp_path):
     assert "pictures" in done.stderr  # the progress bar
 
 
+def test_tell_takes_a_name_of_the_menu(shell, tmp_path):
+    (tmp_path / "menu.yml").write_text("hasty: {method: parallel, steps: 2}\n")
+    out = shell("tell", "a fox", "--method", "hasty", "--menu", tmp_path / "menu.yml", "--panels", 1,
+                "--out", tmp_path / "story")
+    assert json.loads((tmp_path / "story" / "story.json").read_text())["job"]["steps"] == 2, out
+    error = shell("tell", "a fox", "--menu", tmp_path / "menu.yml", "--out", tmp_path / "other")[1]
+    assert error.startswith("error: unknown method 'sequential': choose one of hasty")
+
+
 @pytest.mark.parametrize("arguments, message", [
-    (["a fox", "--method", "telepathy"], "unknown method 'telepathy': use one of sequential, parallel"),
+    (["a fox", "--method", "telepathy"], "unknown method 'telepathy': choose one of sequential, parallel"),
     (["a fox", "--method", ""], "unknown method ''"),
     (["a fox", "--panels", "0"], "n_panels = 0"),
     (["", "--panels", "1"], "empty"),

@@ -8,7 +8,7 @@ prediction takes.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,7 @@ from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving.replica import ReplicaSpec
+from stlib.serving.rules import options_of, read_menu
 from stlib.settings import build, many, mapping, read_yaml
 
 
@@ -56,7 +57,7 @@ class Cell:
 class Campaign:
     """Cells by number, `n_jobs` each, cell n with the seed `seed` + n; deadlines are slo_factors x the baseline's work.
 
-    calibration: whole jobs that each replica does before a run, and again after it.
+    calibration: whole jobs that each replica does before a run, and again after it. menu: as of `rules.read_menu`.
 
     Raises ValueError for a cell that cannot be run, before anything runs.
     """
@@ -67,6 +68,7 @@ class Campaign:
     slo_factors: many(float)
     baseline: str
     cells: dict[Annotated[int, Field(ge=0)], Cell]
+    menu: dict[str, dict] = field(default_factory=read_menu)
 
     def __post_init__(self):
         checks.whole(n_jobs=self.n_jobs)
@@ -138,15 +140,17 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     given = {name: value for name, value in asdict(cell).items() if value is not None}
     shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
     trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
-    key = key_of(asdict(campaign) | {"cells": given}, number, mix, trace, shared, costs, spec, spec.weights_hash(),
-                 code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=cell.method))
+    chosen = options_of(cell.method, campaign.menu)
+    key = key_of(asdict(campaign) | {"cells": given, "menu": chosen}, number, mix, trace, shared, costs, spec,
+                 spec.weights_hash(),
+                 code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=chosen.get("method")))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
     if kept and not again:
         return kept[-1]
     made, handles = provenance(), [replica_of(i) for i in range(k)]
-    doers = [run_on(handle) for handle in handles]
+    doers = [run_on(handle, campaign.menu) for handle in handles]
     whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number])).assign(method=cell.method)
     side_by_side(doers, whole.head(WARM_UP), label="warm-up")
     before = side_by_side(doers, whole, label="calibration before").assign(when="before")
@@ -156,7 +160,7 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
             "n_jobs": campaign.n_jobs, "seed": campaign.seed + number} | shared
     jobs, arrival_s, lam = drawn(mix, **plan)
     estimate = estimator(costs, spec.make(), system.level / declared_speed(vars(cell), costs), probing=True)
-    table, products, queue = serve(jobs, arrival_s, cell, spec, handles, estimate)
+    table, products, queue = serve(jobs, arrival_s, cell, spec, handles, estimate, campaign.menu)
     after = side_by_side(doers, whole, label="calibration after").assign(when="after")
     baseline_s = float(MixWork.of(costs, mix, [campaign.baseline]).mean[0])
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
@@ -168,7 +172,7 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
                                    "calibration": pd.concat([before, after], ignore_index=True)}, costs)
 
 
-def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles, estimate) -> tuple:
+def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles, estimate, menu: dict) -> tuple:
     """Serve the jobs; returns the job table, the products and what the dispatcher counted."""
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
@@ -178,7 +182,7 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles,
 
     estimate = estimate if cell.http or cell.routing == "least_work" else None  # a millisecond a job
     with Dispatcher(spec, cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
-                    handles=handles) as dispatcher:
+                    handles=handles, menu=menu) as dispatcher:
         if not cell.http:
             table, products = replay(jobs, arrival_s, dispatcher)
             return table, products, dispatcher.queue()
@@ -189,10 +193,9 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles,
 
 
 def _check(number: int, cell: Cell, campaign: Campaign) -> None:
-    from stlib.generation import METHODS  # seconds to import, which a prediction need not wait for
     from stlib.serving.targets import ROUTES
 
-    for name, value, known in (("method", cell.method, METHODS), ("baseline", campaign.baseline, METHODS),
+    for name, value, known in (("method", cell.method, campaign.menu), ("baseline", campaign.baseline, campaign.menu),
                                ("routing", cell.routing, ROUTINGS), ("http", cell.http or ROUTES[0], ROUTES),
                                (f"workload of the mix {cell.mix}", JobMix.from_yaml(cell.mix).workload, ["story"])):
         if value not in known:

@@ -9,7 +9,9 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 
+from stlib import paths
 from stlib.queueing.simulation import ROUTINGS
+from stlib.settings import mapping, read_yaml
 
 
 def left_s(server, now: float) -> float:
@@ -67,6 +69,11 @@ def check(routing: str, estimate, method: str | None, methods: Sequence[str], po
     if policy is not None and (method or not len(policy) or not all(c in range(len(methods)) for c in policy)):
         raise ValueError(f"policy {list(policy)} must be indices 0 ... {len(methods) - 1} of methods "
                          f"{tuple(methods)}, in place of one method (method is {method!r})")
+
+
+def read_menu(path=paths.DATA / "menu.yml") -> dict[str, dict]:
+    """The menu of a YAML file: each name with the job's options that it stands for. Raises as `read_yaml`."""
+    return {str(name): mapping(f"{path}: {name}", options) for name, options in read_yaml(path).items()}
 
 
 def options_of(method: str | None, menu: dict | None = None, known=()) -> dict:

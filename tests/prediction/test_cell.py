@@ -33,7 +33,7 @@ def costs():
 @pytest.fixture
 def simulated(costs, monkeypatch):
     """Cells served by simulation; the machine is 10 % slow."""
-    def serve_simulated(jobs, arrival_s, cell, spec, handles, estimate):
+    def serve_simulated(jobs, arrival_s, cell, spec, handles, estimate, menu):
         params = jobs.drop(columns=["job_id", "workload"]).to_dict("records")[0]
         assert len(handles) == cell.replicas and estimate(params, cell.method) > 0
         made = a_cell(costs, n_jobs=len(jobs), replicas=cell.replicas, lam=len(jobs) / arrival_s[-1])
@@ -45,8 +45,8 @@ def simulated(costs, monkeypatch):
         costs, np.random.default_rng(2), replicas=len(doers), method=jobs["method"].iloc[0], ratio={label: 1.0}))
 
 
-def small(**cells):
-    return replace(Campaign.from_yaml(), n_jobs=50, **cells)
+def small(**given):
+    return replace(Campaign.from_yaml(), n_jobs=50, **given)
 
 
 def run(number, costs, folder, plan=None, **options):
@@ -249,6 +249,17 @@ def test_words_and_other_methods_leave_a_cell_kept(simulated, costs, tmp_path, l
     library("queueing/formulas.py", "def mmk(", "def mmk(_, ")
     library("prediction/cell.py", '"""Serve a cell and keep it;', '"""Serve one cell and keep it;')
     assert run(6, costs, tmp_path) == folder
+
+
+def test_the_menu_counts_as_what_a_cell_takes_of_it(simulated, costs, tmp_path):
+    """Another name on it changes nothing; what the cell's own method stands for is another cell."""
+    folder = run(6, costs, tmp_path)
+    more = small().menu | {"hasty": {"method": "parallel", "steps": 2}}
+    assert run(6, costs, tmp_path, plan=small(menu=more)) == folder
+    other = more | {"sequential": {"method": "sequential", "steps": 2}}
+    assert run(6, costs, tmp_path, plan=small(menu=other)) != folder
+    with pytest.raises(ValueError, match="unknown method 'sequential': use one of hasty"):
+        small(menu={"hasty": {"method": "parallel"}})
 
 
 def test_a_trace_with_other_times_is_served_anew(simulated, costs, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stlib.generation import METHODS as STORY_METHODS
 from stlib.queueing.simulation import simulate
-from stlib.serving.rules import candidates, in_order, options_of, wait_s
+from stlib.serving.rules import candidates, in_order, options_of, read_menu, wait_s
 
 METHODS = ("a", "b")
 
@@ -54,3 +55,15 @@ def test_a_method_stands_for_its_parameters():
     for given_menu, known in ((menu, ()), (None, METHODS)):
         with pytest.raises(ValueError, match="unknown method 'night': choose one of"):
             options_of("night", given_menu, known)
+
+
+def test_the_committed_menu_names_the_plain_methods():
+    assert read_menu() == {name: {"method": name} for name in STORY_METHODS}
+
+
+@pytest.mark.parametrize("text", ["", "hasty:\n", "hasty: 2\n", "- hasty\n", "hasty: {}\n",
+                                  "a: {steps: 1}\na: {steps: 2}\n"])
+def test_a_wrong_menu_is_refused(tmp_path, text):
+    (tmp_path / "menu.yml").write_text(text)
+    with pytest.raises(ValueError, match=r"menu\.yml"):
+        read_menu(tmp_path / "menu.yml")
