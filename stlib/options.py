@@ -22,9 +22,10 @@ class Command(TyperCommand):
         from stlib.generation.loading import PRECISIONS
         from stlib.queueing.simulation import ROUTINGS
         from stlib.serving.rules import read_menu
-        from stlib.serving.targets import ROUTES
+        from stlib.serving.workloads import make_workload
 
-        named = {"method": read_menu(), "precision": PRECISIONS, "routing": ROUTINGS, "http": ROUTES}
+        named = {"method": read_menu(), "precision": PRECISIONS, "routing": ROUTINGS,
+                 "http": make_workload("story").routes}
         for param in self.params:
             if param.name in named:
                 param.help += f": {', '.join(named[param.name])}"

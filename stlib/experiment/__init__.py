@@ -5,14 +5,4 @@ from stlib.experiment.jobs import JobMix
 from stlib.experiment.measure import FreshReplicas, run_on
 from stlib.experiment.rows import Store, export, measure, provenance, reference
 
-__all__ = [
-           "Costs",
-           "FreshReplicas",
-           "JobMix",
-           "Store",
-           "export",
-           "measure",
-           "provenance",
-           "reference",
-           "run_on",
-]
+__all__ = ["Costs", "FreshReplicas", "JobMix", "Store", "export", "measure", "provenance", "reference", "run_on"]

@@ -17,6 +17,14 @@ IN_REPLICA = (*TOLD, "stlib.serving.workloads.story.StoryWorkload", "stlib.servi
               "stlib.experiment.measure.run_on")
 
 
+def in_replica(workload: str) -> tuple[str, ...]:
+    """The roots of `code_hash` of a job of that workload, done in a replica; other workloads stand for their own code.
+
+    Their `weights_hash` should change with it.
+    """
+    return IN_REPLICA if workload == "story" else IN_REPLICA[-2:]
+
+
 def code_hash(*roots: str, method: str | None = None) -> str:
     """Hash of all code of stlib that `roots` reach by name, comments, docstrings and layout apart.
 

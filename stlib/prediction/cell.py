@@ -22,7 +22,7 @@ from stlib.experiment.costs import Costs
 from stlib.experiment.jobs import JobMix, drawn
 from stlib.experiment.measure import WARM_UP, run_on, side_by_side
 from stlib.experiment.rows import key_of, provenance
-from stlib.experiment.sources import IN_REPLICA, code_hash
+from stlib.experiment.sources import code_hash, in_replica
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.predict import MixWork, System, declared_speed, estimator
 from stlib.queueing import checks
@@ -30,6 +30,7 @@ from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving.replica import ReplicaSpec
 from stlib.serving.rules import options_of, read_menu
+from stlib.serving.workloads import make_workload
 from stlib.settings import build, many, mapping, read_yaml
 
 
@@ -135,15 +136,19 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     level, and rho = lam E[work] level / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the
     cell shares arrivals with one that has no run.
     """
-    cell, results, spec = campaign.cells[number], results or paths.results(), spec or ReplicaSpec()
+    cell, results = campaign.cells[number], results or paths.results()
     mix, k = JobMix.from_yaml(cell.mix), cell.replicas
+    spec = spec or ReplicaSpec(mix.workload)
+    if not mix.workload == spec.workload == costs.workload:
+        raise ValueError(f"mix {mix.name} is of the workload {mix.workload!r}, the replicas of {spec.workload!r}, the "
+                         f"costs of {costs.workload!r}: take those of one workload")
     given = {name: value for name, value in asdict(cell).items() if value is not None}
     shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
     trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
     chosen = options_of(cell.method, campaign.menu)
     key = key_of(asdict(campaign) | {"cells": given, "menu": chosen}, number, mix, trace, shared, costs, spec,
                  spec.weights_hash(),
-                 code_hash("stlib.prediction.cell.run_cell", *IN_REPLICA, method=chosen.get("method")))
+                 code_hash("stlib.prediction.cell.run_cell", *in_replica(spec.workload), method=chosen.get("method")))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
@@ -187,19 +192,17 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles,
             table, products = replay(jobs, arrival_s, dispatcher)
             return table, products, dispatcher.queue()
         with in_thread(make_app(dispatcher)) as url:
-            target = HttpTarget(url, cell.http)
+            target = HttpTarget(url, cell.http, workload=spec.workload)
             table, products = replay(jobs, arrival_s, target)
             return table, products, target.queue()
 
 
 def _check(number: int, cell: Cell, campaign: Campaign) -> None:
-    from stlib.serving.targets import ROUTES
-
+    routes = make_workload(JobMix.from_yaml(cell.mix).workload).routes if cell.http else [None]
     for name, value, known in (("method", cell.method, campaign.menu), ("baseline", campaign.baseline, campaign.menu),
-                               ("routing", cell.routing, ROUTINGS), ("http", cell.http or ROUTES[0], ROUTES),
-                               (f"workload of the mix {cell.mix}", JobMix.from_yaml(cell.mix).workload, ["story"])):
+                               ("routing", cell.routing, ROUTINGS), ("http", cell.http, routes)):
         if value not in known:
-            raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known)}")
+            raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known) or 'none'}")
     checks.whole(**{f"cell {number}: replicas": cell.replicas})
     given = [cell.rho is not None, cell.rate is not None, cell.same_as is not None]
     traced = cell.arrivals is not None and cell.arrivals["name"].endswith(".csv")

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from stlib.queueing.checks import nonnegative, whole
-from stlib.serving.workloads import Cancelled, Workload, make_workload
+from stlib.serving.workloads import WORKLOADS, Cancelled, Workload, make_workload
 
 CONNECT_S = 5.0
 LOAD_S = 300.0
@@ -24,16 +24,16 @@ LONGEST = 36  # bytes: a socket's path has at most 103 or 107, of which Ray's ow
 class Replica:
     """Does jobs, one at a time, with `threads` torch threads; the workload is loaded once, here.
 
-    workload: a name of the registry, options its keyword arguments.
+    workload: its class, options its keyword arguments.
     """
 
-    def __init__(self, workload: str, options: dict | None = None, threads: int = 1):
+    def __init__(self, workload: type, options: dict | None = None, threads: int = 1):
         import torch
 
         torch.set_num_threads(threads)
         began = time.monotonic()
         self.threads = threads
-        self.workload: Workload = make_workload(workload, **(options or {}))
+        self.workload: Workload = workload(**(options or {}))
         self.workload.load()
         self.load_s = time.monotonic() - began
         self._probe_s, self._probed_at, self._stopped = float("nan"), float("-inf"), None
@@ -119,7 +119,7 @@ class ReplicaSpec:
             env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves visible what was not asked for
         actor = ray.remote(num_cpus=1, num_gpus=self.gpus, runtime_env={"env_vars": env},
                            concurrency_groups={CONTROL: 1})
-        handle = actor(Replica).remote(self.workload, self.options, self.threads)
+        handle = actor(Replica).remote(WORKLOADS[self.workload], self.options, self.threads)
         try:
             ray.get(handle.about.remote(), timeout=LOAD_S)
         except ray.exceptions.GetTimeoutError:

@@ -13,32 +13,29 @@ from stlib.serving.workloads import make_workload
 
 TIMES = ("arrival_s", "start_s", "finish_s")
 COUNTED = ("offered", *OUTCOMES, "job_seconds", "elapsed_s")
-ROUTES = ("/stories", "/v1/images/generations")
 KEPT_S = 2.0  # a server closes a connection that idles for 5 s: one closed while it is used again loses a job
 
 
 class HttpTarget:
-    """The service at `url`, one of whose ROUTES takes the jobs; the Images call draws a job's first caption only.
+    """The service at `url`, one of its workload's routes takes the jobs.
 
     Its times, on its own clock, are brought to the run's by when GET /queue is answered: right to half a round trip.
     timeout_s: a job without an answer for so long has none.
     """
 
-    name = "story"
-
-    def __init__(self, url: str, route: str = "/stories", token: str | None = None, timeout_s: float = 3600.0):
-        if route not in ROUTES:
-            raise ValueError(f"route {route!r} is unknown: use one of {', '.join(ROUTES)}")
-        self.url, self.route, self.timeout_s = url, route, timeout_s
+    def __init__(self, url: str, route: str = "/stories", token: str | None = None, timeout_s: float = 3600.0,
+                 workload: str = "story"):
+        self.name, self.workload, self._client, self._before = workload, make_workload(workload), None, {}
+        if route not in self.workload.routes:
+            raise ValueError(f"route {route!r} is unknown: use one of {', '.join(self.workload.routes)}")
+        self.url, self.route, self.timeout_s, self.asked = url, route, timeout_s, self.workload.routes[route]
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.workload, self._client, self._before = make_workload(self.name), None, {}
         self._reader = httpx.Client(base_url=url, headers=self.headers, timeout=10)
 
     def check(self, params: dict, method: str | None = None) -> None:
-        """Raise ValueError for a job that is no story, or one that the Images call cannot carry."""
-        self.workload.validate(params | ({"method": method} if method else {}))
-        if self.route != "/stories" and (method or params.get("prompt")):
-            raise ValueError("the Images call takes captions alone: no prompt for the LLM, and no method")
+        """Raise ValueError for a job that the workload refuses, or that the route cannot carry."""
+        self.workload.validate(params)
+        self.asked.body(params, method, None)
 
     def reset(self) -> None:
         """Begin a run: time zero is now. Raises RuntimeError if the service is away, or jobs are in its system."""
@@ -53,7 +50,8 @@ class HttpTarget:
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
                      job_id: int, scheduled_s: float) -> Reply:
         """Send a job; returns when it is answered, an error too. Raises for an answer that is none, of any kind."""
-        answer = await self._client.post(self.route, json=self._body(params, method, deadline_s))
+        limit = None if deadline_s == np.inf else deadline_s
+        answer = await self._client.post(self.route, json=self.asked.body(params, method, limit))
         if "X-Job" not in answer.headers:
             raise RuntimeError(f"{answer.status_code}, {answer.text[:200]}")
         row = _row(json.loads(answer.headers["X-Job"]))
@@ -84,16 +82,6 @@ class HttpTarget:
         """Seconds that asking for the state took, when it was asked, and the state."""
         began, state = time.monotonic(), self._state()
         return time.monotonic() - began, began, state
-
-    def _body(self, params: dict, method: str | None, deadline_s: float | None) -> dict:
-        if self.route == "/stories":
-            limit = {} if deadline_s in (None, np.inf) else {"deadline_s": deadline_s}
-            return params | limit | ({"method": method} if method else {})
-        body = {"prompt": params["captions"][0], "n": len(params["captions"]), "response_format": "b64_json"}
-        renamed = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "seed": "seed"}
-        body |= {name: params[own] for own, name in renamed.items() if own in params}
-        size = params.get("image_size", "auto")
-        return body if size == "auto" else body | {"size": f"{size}x{size}"}
 
 
 def _row(told: dict) -> dict:

@@ -12,7 +12,7 @@ import pytest
 
 from stlib.serving import replica
 from stlib.serving.replica import IDLE_S, Replica, ReplicaSpec, start_ray, stop_job, stop_replica
-from stlib.serving.workloads import WORKLOADS, Cancelled
+from stlib.serving.workloads import Cancelled
 from stlib.serving.workloads.sleep import SleepWorkload
 
 ray = pytest.importorskip("ray")
@@ -30,9 +30,8 @@ class CountingSleeper(SleepWorkload):
 
 
 @pytest.fixture
-def sleeper(monkeypatch):
-    monkeypatch.setitem(WORKLOADS, "sleep", CountingSleeper)
-    return Replica("sleep")
+def sleeper():
+    return Replica(CountingSleeper)
 
 
 def test_a_job_is_its_run_and_its_probes(sleeper):

@@ -18,7 +18,7 @@ MEMBERS = ("name", "load", "validate", "run", "probe", "weights_hash")
 
 @pytest.fixture(scope="module")
 def replica():
-    return Replica("story", {"device": "cpu"})
+    return Replica(WORKLOADS["story"], {"device": "cpu"})
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -22,6 +22,10 @@ class Request(Protocol):
     def params(self) -> dict:
         """The job's parameters, as `Workload.run` takes them."""
 
+    @classmethod
+    def body(cls, params: dict, method: str | None, deadline_s: float | None) -> dict:
+        """What a client sends (JSON) for a job of these parameters. Raises ValueError for one that it cannot carry."""
+
     def reply(self, payload) -> dict:
         """The reply's fields (JSON), from what `run` gave."""
 

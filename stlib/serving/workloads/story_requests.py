@@ -44,6 +44,12 @@ class StoryRequest(StoryJob):
         """The fields of the StoryJob that are given, but for the method."""
         return self.model_dump(exclude_none=True, exclude={"method", "deadline_s"})
 
+    @classmethod
+    def body(cls, params: dict, method: str | None, deadline_s: float | None) -> dict:
+        """What a client sends for a job of these parameters."""
+        given = {"method": method, "deadline_s": deadline_s}
+        return params | {name: value for name, value in given.items() if value is not None}
+
     def reply(self, payload: dict) -> dict:
         """The panels as PNG in base64."""
         return payload | {"panels": [base64.b64encode(panel).decode() for panel in payload["panels"]]}
@@ -79,6 +85,20 @@ class ImagesRequest(Fields):
         """As a job with given captions, without the LLM."""
         job = self.model_dump(exclude_none=True, include={"image_size", "steps", "guidance_scale", "seed"})
         return job | {"captions": [self.prompt] * self.n_panels}
+
+    @classmethod
+    def body(cls, params: dict, method: str | None, deadline_s: float | None) -> dict:
+        """What a client sends for a job of these parameters; the Images call draws a job's first caption only.
+
+        Raises ValueError for a job that the Images call cannot carry.
+        """
+        if method or params.get("prompt"):
+            raise ValueError("the Images call takes captions alone: no prompt for the LLM, and no method")
+        sent = {"prompt": params["captions"][0], "n": len(params["captions"]), "response_format": "b64_json"}
+        renamed = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "seed": "seed"}
+        sent |= {name: params[own] for own, name in renamed.items() if own in params}
+        size = params.get("image_size", "auto")
+        return sent if size == "auto" else sent | {"size": f"{size}x{size}"}
 
     def reply(self, payload: dict) -> dict:
         """The pictures in base64, and their size as drawn."""
