@@ -198,7 +198,8 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles,
 
 
 def _check(number: int, cell: Cell, campaign: Campaign) -> None:
-    routes = make_workload(JobMix.from_yaml(cell.mix).workload).routes if cell.http else [None]
+    workload = make_workload(JobMix.from_yaml(cell.mix).workload)
+    routes = workload.routes if cell.http else [None]
     for name, value, known in (("method", cell.method, campaign.menu), ("baseline", campaign.baseline, campaign.menu),
                                ("routing", cell.routing, ROUTINGS), ("http", cell.http, routes)):
         if value not in known:
