@@ -108,7 +108,7 @@ def test_ray_starts_with_a_long_temporary_folder_and_no_home_and_a_replica_sees_
     folder = short_folder / ("x" * 90)
     folder.mkdir()
     said = started(TMPDIR=str(folder), HOME="/proc/nowhere", RAY_TMPDIR=None)
-    assert "visible '' in /tmp/ray/session" in said
+    assert "visible '' in /tmp/ray" in said
 
 
 def test_ray_joins_no_cluster_that_was_left_on_the_machine(short_folder):
@@ -125,7 +125,7 @@ def test_ray_joins_no_cluster_that_was_left_on_the_machine(short_folder):
     ({"RAY_TMPDIR": "/tmp/" + "ü" * 20}, "/tmp/ray"),  # 20 characters are 40 bytes
     ({"TMPDIR": "/nowhere/at/all"}, "/tmp/ray"),
     ({"TMPDIR": ""}, "/tmp/ray"),
-    ({"RAY_TMPDIR": "near"}, "/var/tmp/near/ray"),
+    ({"RAY_TMPDIR": "near"}, os.path.join("/var/tmp", "near", "ray")),
 ])
 def test_the_folder_of_ray_is_short_and_absolute(monkeypatch, env, folder):
     monkeypatch.setattr(tempfile, "tempdir", None)  # what it found before
