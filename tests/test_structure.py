@@ -84,7 +84,7 @@ def test_imports_point_one_way(file):
     ("stlib/serving/x.py", "import stlib.experiment.rows as y"), ("stlib/serving/x.py", "from .. import report"),
     ("stlib/experiment/x.py", "from stlib.prediction.cell import Cell"),
     ("stlib/experiment/x.py", "import matplotlib.pyplot as plt"), ("stlib/__main__.py", "from seaborn import lineplot"),
-    ("stlib/prediction/x.py", "from stlib.notebooks import execute"),
+    ("stlib/prediction/x.py", "from stlib.__main__ import main"),
 ])
 def test_every_form_of_a_forbidden_import_is_seen(file, source):
     assert offences(file, source)
@@ -175,13 +175,13 @@ def test_a_notebook_begins_under_its_own_name_and_shows_no_place(file):
 def shows_a_place(expression: ast.expr) -> bool:
     """Whether a cell's last expression is a path: one of stlib.paths, or what writes a file and returns its place."""
     text = ast.unparse(expression)
-    if isinstance(expression, ast.Call) and text.split("(")[0].split(".")[-1] in ("export", "write_macros", "whole"):
+    if isinstance(expression, ast.Call) and text.split("(")[0].split(".")[-1] in ("export", "whole"):
         return True
     return text.startswith("paths.") and not text.startswith("paths.profile")
 
 
 def test_places_are_seen():
-    for text in ("export(rows, x)", "report.write_macros()", "paths.results() / 'x'", "paths.ROOT"):
+    for text in ("export(rows, x)", "paths.results() / 'x'", "paths.ROOT"):
         assert shows_a_place(ast.parse(text, mode="eval").body)
     assert not shows_a_place(ast.parse("report.save_figure(f, 'x')", mode="eval").body)
 

@@ -1,4 +1,4 @@
-"""Run a notebook with the sizes of this profile: python -m stlib.notebooks 07_queueing_models."""
+"""Run a notebook with the sizes of this profile: python -m notebooks.execute 07_queueing_models."""
 
 import logging
 import sys
