@@ -1,47 +1,49 @@
-"""The shell: python -m stlib tell | serve | predict | replay | models | pdf."""
+"""The shell: python -m stlib tell | serve | predict | replay | models."""
 
 import functools
-import math
+import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from stlib import paths
-from stlib.options import Command, UsageError, check_folder, number, ranged
 
 MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
 JOBS, CALIBRATION = 60, 10  # of a replay without a campaign
+OF_A_CELL = ("mix", "method", "replicas", "routing", "arrivals", "time_column", "rho", "rate", "seed", "http")
 CostsFile = Annotated[Path, typer.Option("--costs", help="what jobs cost, measured")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
 MenuFile = Annotated[Path, typer.Option("--menu", help="what a method's name stands for: a YAML file")]
-Method = Annotated[str, typer.Option(help="inference method")]
-Replicas = Annotated[int, ranged("replicas", int, "number of replicas", at_least=1)]
-Routing = Annotated[str, typer.Option(help="which replica a job goes to")]
+Method = Annotated[str, typer.Option(help="inference method: a name of the menu")]
+Replicas = Annotated[int, typer.Option(min=1, help="number of replicas")]
+Routing = Annotated[str, typer.Option(help="which replica a job goes to: central, jsq, least_work, round_robin")]
 LLM = Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder")]
 LDM = Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: likewise")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; in a replica cuda needs --gpus")]
-Precision = Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic")]
-Threads = Annotated[int, ranged("threads", int, "torch threads of a replica", at_least=1)]
-GPUs = Annotated[float, ranged("gpus", float, "GPUs of a replica; 0.5 is one that another takes too", at_least=0)]
+Precision = Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic: fp32, fp16, bf16")]
+Threads = Annotated[int, typer.Option(min=1, help="torch threads of a replica")]
+GPUs = Annotated[float, typer.Option(min=0, help="GPUs of a replica; 0.5 is one that another takes too")]
 COSTS, MENU = paths.REFERENCE / "costs.json", paths.DATA / "menu.yml"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Tell stories with an LLM, illustrate them with a latent diffusion model.")
 
 
-@app.command(cls=Command)
+@app.command()
 def tell(
     prompt: Annotated[str, typer.Argument(help="what the story is about, such as 'a fox and a red balloon'")],
     method: Method = "sequential",
-    panels: Annotated[int, typer.Option(parser=number, help="number of panels, one sentence each")] = 4,
-    steps: Annotated[int, typer.Option(parser=number, help="denoising steps a panel")] = 20,
-    llm_tokens: Annotated[int, typer.Option(parser=number, help="upper limit of story tokens")] = 64,
-    guidance: Annotated[float, typer.Option(parser=number, help="guidance scale; 1 is without guidance")] = 2.5,
-    seed: Annotated[int, typer.Option(parser=number, help="reproduces story and pictures")] = 0,
+    panels: Annotated[int, typer.Option(help="number of panels, one sentence each")] = 4,
+    steps: Annotated[int, typer.Option(help="denoising steps a panel")] = 20,
+    llm_tokens: Annotated[int, typer.Option(help="upper limit of story tokens")] = 64,
+    guidance: Annotated[float, typer.Option(help="guidance scale; 1 is without guidance")] = 2.5,
+    seed: Annotated[int, typer.Option(help="reproduces story and pictures")] = 0,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     menu: MenuFile = MENU,
     out: Annotated[Path, typer.Option(help="folder for story, panels, strip and times")] = Path("story"),
@@ -66,15 +68,13 @@ def _advance(bar: tqdm, stage: str, done: int, total: int) -> None:
     bar.refresh()
 
 
-@app.command(cls=Command)
+@app.command()
 def serve(
     replicas: Replicas = 1, method: Method = "sequential", routing: Routing = "central",
     host: Annotated[str, typer.Option(help="address to listen on; any but 127.0.0.1 needs a token")] = "127.0.0.1",
-    port: Annotated[int, ranged("port", int, "port to listen on, 0 for any free one", at_least=0,
-                                at_most=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on, 0 for any free one")] = 8000,
     token: Annotated[str | None, typer.Option(envvar="STORYTELLER_TOKEN", help="bearer token of callers")] = None,
-    max_waiting: Annotated[int, ranged("max_waiting", int, "jobs that may wait, one more is refused",
-                                       at_least=0)] = 64,
+    max_waiting: Annotated[int, typer.Option(min=0, help="jobs that may wait, one more is refused")] = 64,
     probe: Annotated[bool, typer.Option("--probe", help="time a probe after each job, as in a campaign")] = False,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
@@ -115,107 +115,88 @@ def _spec(llm: str, ldm: str, device: str, precision: str, threads: int, gpus: f
     return spec
 
 
-@app.command(cls=Command)
+@app.command()
 def predict(
-    rate: Annotated[float, ranged("rate", float, "jobs a second", above=0, at_most=10**6)],
-    replicas: Annotated[int, ranged("replicas", int, "number of replicas", at_least=1, at_most=MOST_REPLICAS)] = 1,
+    rate: Annotated[float, typer.Option(min=0, max=10**6, help="jobs a second")],
+    replicas: Annotated[int, typer.Option(min=1, max=MOST_REPLICAS, help="number of replicas")] = 1,
     method: Method = "sequential", mix: Mix = "stories_exact", routing: Routing = "central",
     arrivals: Annotated[str, typer.Option(help="poisson or bursty")] = "poisson",
-    slo: Annotated[float | None, ranged("slo", float, "a deadline, seconds: the share of jobs answered by then",
-                                        above=0)] = None,
-    target: Annotated[list[str] | None, typer.Option(
+    slo: Annotated[float | None, typer.Option(min=0, help="a deadline, seconds: the share answered by then")] = None,
+    target: Annotated[list[str], typer.Option(
         help="p95=6: the 95th percentile may be 6 s, likewise any other one, mean and wq; slo=6:0.95: a share of 0.95 "
              "within 6 s. Tells the fewest replicas for the rate and the largest rate of the replicas; may be given "
-             "again")] = None,
+             "again")] = (),
     costs: CostsFile = COSTS,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
     from stlib.experiment import Costs
     from stlib.prediction.cell import named_arrivals
     from stlib.prediction.predict import System
+    from stlib.queueing.checks import positive
     from stlib.queueing.planning import read_target
+    from stlib.queueing.simulation import replication_interval
 
-    wanted = {text: read_target(text) for text in target or ()}
+    positive(rate=rate)
+    targets = [read_target(text) for text in target]
     if arrivals.endswith(".csv"):
         raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
                          "replay, which serves a trace and predicts that run")
     fitted = Costs.from_json(costs)
     system = System.of(fitted, mix, method, replicas, routing=routing, arrivals=named_arrivals(arrivals))
     capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
-    answers = _answers(system, rate, known, wanted)
+    speed = fitted.busy_speed(method, known)[-1]
+    if rate >= capacity and not targets:
+        raise ValueError(f"rate = {rate:g}: {replicas} replicas do less than {capacity:.3f} jobs a second (rho = 1) by "
+                         f"{method}; take {int(rate * system.service_s[0] / speed) + 1} replicas or more, or a lower "
+                         "rate")
+    plans = [system.plan(rate, *one, k_max=MOST_REPLICAS) for one in targets]
     told = f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / capacity:.2f})"
-    if rate < capacity:
-        print(f"{told}, seconds: {_steady_state(system, rate, slo, wanted)}")
+    if rate >= capacity:
+        print(f"{told}: the queue only grows, {replicas} replicas do less than {capacity:.3f} jobs/s")
+    else:
+        percentiles = sorted({50, 95} | {float(name[1:]) for name, _ in targets if name.startswith("p")})
+        runs = system.long_run(rate, slo_s=() if slo is None else (slo,), percentiles=percentiles)
+        print(f"{told}, seconds: " + ", ".join(
+            f"{name} {values.mean():.3f} ({{:.3f}} to {{:.3f}})".format(*replication_interval(values))
+            for name, values in runs.items()))
         if replicas == 1 and (exact := system.formula(rate)) is not None:
             print(f"exact (Pollaczek and Khinchine): mean {exact.w:.3f}, wq {exact.wq:.3f}")
-    else:
-        print(f"{told}: the queue only grows, {replicas} replicas do less than {capacity:.3f} jobs/s")
-    for (text, (name, seconds)), (fewest, most) in zip(wanted.items(), answers, strict=True):
+    for text, (name, seconds), (fewest, most) in zip(target, targets, plans, strict=True):
         print(f"{text} ({name} up to {seconds:g} s): {fewest} replicas for {rate:g} jobs/s; "
               f"{replicas} replicas up to {most:.3f} jobs/s")
-    if max([replicas, *(fewest for fewest, _ in answers)]) > known:
+    if max([replicas, *(fewest for fewest, _ in plans)]) > known:
         print(f"assumed: with more than {known} replicas busy (not measured) each has the speed of {known}, "
-              f"{fitted.busy_speed(method, known)[-1]:.3f}")
+              f"{speed:.3f}")
 
 
-def _answers(system, rate: float, known: int, wanted: dict) -> list[tuple[int, float]]:
-    """Of each target the fewest replicas for the rate, and the largest rate of the replicas; speeds are `known` to k.
-
-    Raises ValueError for a rate that is not carried, if no target is asked for, and for a target out of reach.
-    """
-    from stlib.queueing.planning import max_rate, min_replicas
-
-    of = functools.cache(lambda k: replace(system, k=k))
-    loads = [rate * k / of(k).capacity for k in range(1, known + 1)]
-    capacity, k_max, method = system.capacity, math.ceil(4 * max(loads) + 100), system.methods[0]
-    carry = min_replicas(lambda k: 0.0 if rate < of(k).capacity else math.inf, 1.0, min(loads), k_max=k_max)
-    if rate >= capacity and not wanted:
-        raise ValueError(f"rate = {rate:g}: {system.k} replicas do less than {capacity:.3f} jobs a second (rho = 1) by "
-                         f"{method}; take {carry} replicas or more, or a lower rate")
-    if carry > MOST_REPLICAS and wanted:
-        raise ValueError(f"rate = {rate:g} takes at least {carry} replicas by {method}: a target is answered "
-                         f"up to {MOST_REPLICAS}; take a lower rate")
-    most = [max_rate(functools.partial(system.metric, name), seconds, capacity, rtol=1e-3)
-            for name, seconds in wanted.values()]  # first, since it refuses what even an empty system misses
-    fewest = [min_replicas(lambda k, name=name: of(k).metric(name, rate), seconds, min(loads),
-                           k_max=min(k_max, MOST_REPLICAS)) for name, seconds in wanted.values()]
-    return list(zip(fewest, most, strict=True))
-
-
-def _steady_state(system, rate: float, slo: float | None, wanted: dict) -> str:
-    from stlib.queueing.simulation import replication_interval
-
-    percentiles = sorted({50, 95} | {float(name[1:]) for name, _ in wanted.values() if name.startswith("p")})
-    runs = system.long_run(rate, slo_s=() if slo is None else (slo,), percentiles=percentiles)
-    return ", ".join(f"{name} {runs[name].mean():.3f} ({{:.3f}} to {{:.3f}})".format(*replication_interval(runs[name]))
-                     for name in runs)
-
-
-@app.command(cls=Command)
+@app.command()
 def replay(
-    cell: Annotated[int | None, ranged("cell", int, "a cell of data/campaign.yml, in place of options",
-                                       at_least=0)] = None,
+    context: typer.Context,
+    cell: Annotated[int | None, typer.Option(min=0, help="a cell of data/campaign.yml, in place of options")] = None,
     mix: Mix = "stories_exact", method: Method = "sequential", replicas: Replicas = 1, routing: Routing = "central",
     arrivals: Annotated[str, typer.Option(help="poisson, bursty or a CSV trace of times")] = "poisson",
     time_column: Annotated[str | None, typer.Option(help="the trace's column of times; left out, it is found by its "
                                                     "name")] = None,
-    rho: Annotated[float | None, ranged("rho", float, "the load that sets the rate", above=0, below=1)] = None,
-    rate: Annotated[float | None, ranged("rate", float, "jobs a second, in place of rho; a trace has its own",
-                                         above=0, at_most=10**6)] = None,
-    jobs: Annotated[int | None, ranged("jobs", int, f"number of jobs; left out, {JOBS} or all of a shorter trace, or "
-                                       "the campaign's for a cell", at_least=1)] = None,
-    calibration: Annotated[int | None, ranged("calibration", int, "jobs each replica does before the run and after it, "
-                                              f"for the prediction; left out, {CALIBRATION}, or the campaign's for a "
-                                              "cell", at_least=CALIBRATION)] = None,
+    rho: Annotated[float | None, typer.Option(min=0, max=1, help="the load that sets the rate")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, max=10**6, help="jobs a second, in place of rho; a trace has its "
+                                               "own")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help=f"number of jobs; left out, {JOBS} or all of a shorter trace, "
+                                             "or the campaign's for a cell")] = None,
+    calibration: Annotated[int | None, typer.Option(
+        min=CALIBRATION, help=f"jobs each replica does before the run and after it, for the prediction; left out, "
+                              f"{CALIBRATION}, or the campaign's for a cell")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the results; left out, this profile's")] = None,
-    seed: Annotated[int, ranged("seed", int, "reproduces arrivals and jobs", at_least=0, at_most=2**32 - 1)] = 0,
-    http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="reproduces arrivals and jobs")] = 0,
+    http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes, such as /stories")] = None,
     again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
     costs: CostsFile = COSTS,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
+    given = [name for name in OF_A_CELL if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if cell is not None and given:
+        raise ValueError(f"--cell {cell} has its own {', '.join(given)}: leave out one or the other")
     from stlib.experiment import Costs
     from stlib.prediction.cell import Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
@@ -263,24 +244,31 @@ def models():
     fetch_models()
 
 
-@app.command()
-def pdf(target: Annotated[Path, typer.Argument(help="where the PDF goes")]):
-    """Typeset the report from what the notebooks of this PROFILE stored."""
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder: name the file that the PDF becomes")
-    check_folder("target", target.parent)
-    paths.profile()  # an unknown one is refused first
-    from stlib.report import build_pdf
-
-    print(f"{build_pdf(target)} written")
+def check_folder(option: str, folder: Path, *, replaced: bool = False) -> None:
+    """Raise ValueError unless `folder` can be written into or, empty, be `replaced`; tried, without trace."""
+    missing = [one for one in (folder, *folder.parents) if not os.path.exists(one)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent if replaced else folder) as trial:
+            if replaced:
+                os.chmod(trial, folder.stat().st_mode)
+                os.replace(trial, folder)
+    except OSError as error:
+        raise ValueError(f"{option} {folder} cannot be written ({error.strerror}): name another place") from error
+    finally:
+        for one in missing:
+            if os.path.isdir(one):
+                one.rmdir()
 
 
 def main() -> None:
     """Run the command of the arguments; what is wrong with them or their files ends it in one line."""
     try:
         sys.exit(app(standalone_mode=False))
-    except UsageError as error:  # its message is empty where no command is named, and the help was shown
-        sys.exit(f"error: {message}" if (message := error.format_message()) else 2)
+    except typer.BadParameter.__base__ as error:  # click's UsageError, of which typer may carry a copy
+        cause = error.__cause__  # pydantic's, which knows the value; no message: no command was named
+        given = f", not {cause.errors()[0]['input']}" if isinstance(cause, ValidationError) else ""
+        sys.exit(f"error: {message}{given}" if (message := error.format_message()) else 2)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

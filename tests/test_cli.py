@@ -14,8 +14,9 @@ import ray
 
 from stlib import paths
 from stlib.__main__ import main
-from stlib.generation import METHODS
+from stlib.generation.loading import PRECISIONS
 from stlib.queueing.simulation import ROUTINGS
+from stlib.serving.workloads import make_workload
 
 sys.path.extend([str(paths.ROOT / "tests" / room) for room in ("prediction", "serving", "generation")])
 from served import fitted_costs
@@ -42,20 +43,24 @@ def shell(capsys, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("command", ["tell", "serve", "predict", "replay", "models", "pdf"])
+@pytest.mark.parametrize("command", ["tell", "serve", "predict", "replay", "models"])
 def test_help(shell, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
     told, code = shell(command, "--help")
     assert code == 0 and "Usage" in told
     if "--method" in told:
-        assert f"inference method: {', '.join(METHODS)} " in told
+        assert "inference method: a name of the menu" in told
     if "--routing" in told:
         assert ", ".join(ROUTINGS) in told
+    if "--precision" in told:
+        assert ", ".join(PRECISIONS) in told
+    if "--http" in told:
+        assert f"such as {next(iter(make_workload('story').routes))} " in told
 
 
 def test_every_command_is_in_the_help(shell):
     told, code = shell()
-    assert code == 2 and all(command in told for command in ("tell", "serve", "predict", "replay", "models", "pdf"))
+    assert code == 2 and all(command in told for command in ("tell", "serve", "predict", "replay", "models"))
     assert shell("paint")[1] == "error: No such command 'paint'."
     assert shell("predict")[1] == "error: Missing option '--rate'."
 
@@ -102,8 +107,9 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(shell, tmp_path, argumen
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e99", "many"])
 def test_numbers_of_a_story_are_refused_in_one_line(shell, tmp_path, option, field, allowed, value):
     error = shell("tell", "a fox", option, value, "--out", tmp_path / "story")[1]
-    assert error.startswith("error: ") and field in error and value.strip("-") in error.replace("+", "")
-    assert allowed in error and "\n" not in error and not list(tmp_path.iterdir())
+    assert error.startswith("error: ") and value.strip("-") in error.replace("+", "")
+    assert (f"'{option}': Input should be a valid" in error) or (field in error and allowed in error)
+    assert "\n" not in error and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(shell, tmp_path):
@@ -116,18 +122,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(sh
         error = shell("tell", "a fox", "--out", tmp_path / out)[1]
         assert re.match(f"error: --out .*{out} cannot be written .*: name another", error)
         assert sorted(tmp_path.iterdir()) == before
-    assert "is there already and not empty" in shell("tell", "a fox", "--out", tmp_path)[1]
+    assert "cannot be written (Directory not empty)" in shell("tell", "a fox", "--out", tmp_path)[1]
+    (tmp_path / "empty").chmod(0o750)
+    shell("tell", "", "--out", tmp_path / "empty")
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o750
     for out in ("/proc/story", "/proc/a/b/story"):
         assert f"--out {out} cannot be written" in shell("tell", "a fox", "--out", out)[1]
     for out in ("file", "file/results", "/proc/results"):
         assert "cannot be written" in shell("replay", "--rate", 1, "--out", tmp_path / out)[1]
-    assert "is a folder" in shell("pdf", tmp_path)[1]
-    assert "cannot be written" in shell("pdf", tmp_path / "file" / "report.pdf")[1]
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_unknown_profile(tmp_path):
-    done = stlib("pdf", str(tmp_path / "report.pdf"), PROFILE="tiny")
+def test_unknown_profile():
+    done = stlib("replay", "--rate", "1", PROFILE="tiny")
     assert done.returncode != 0 and "unknown profile 'tiny'" in done.stderr and "Traceback" not in done.stderr
     make = subprocess.run(["make", "-n", "report", "PROFILE=tiny"], cwd=paths.ROOT, capture_output=True, text=True)
     assert make.returncode != 0 and "use PROFILE=smoke, quick or full" in make.stderr
@@ -187,18 +194,26 @@ def test_targets_out_of_reach_are_refused(shell, fitted, target, reason):
 
 
 @pytest.mark.parametrize("command, option, least, most", [
-    ("predict", "--rate", "above 0", 10**7), ("predict", "--replicas", "at least 1", 1001),
-    ("predict", "--slo", "above 0", None), ("replay", "--rate", "above 0", 10**7), ("replay", "--rho", "above 0", 1),
-    ("replay", "--replicas", "at least 1", None), ("replay", "--jobs", "at least 1", 2.5),
-    ("replay", "--calibration", "at least 10", 3), ("replay", "--seed", "at least 0", 2**32),
-    ("replay", "--cell", "at least 0", 1.0), ("serve", "--port", "at least 0", 70000),
-    ("serve", "--replicas", "at least 1", 1e3), ("serve", "--max-waiting", "at least 0", -0.5),
+    ("predict", "--rate", 0, 10**7), ("predict --rate 0.4", "--replicas", 1, 1001),
+    ("predict --rate 0.4", "--slo", 0, None), ("replay", "--rate", 0, 10**7), ("replay", "--rho", 0, 1),
+    ("replay", "--replicas", 1, None), ("replay", "--jobs", 1, 2.5), ("replay", "--calibration", 10, 3),
+    ("replay", "--seed", 0, 2**32), ("replay", "--cell", 0, 1.5), ("serve", "--port", 0, 70000),
+    ("serve", "--replicas", 1, 1.5), ("serve", "--max-waiting", 0, -0.5),
 ])
-def test_numbers_out_of_range_are_refused_in_one_line(shell, command, option, least, most):
+def test_numbers_out_of_range_are_refused_in_one_line(shell, fitted, command, option, least, most):
+    typed = (f"'{option}': Input should be (greater than or equal to {least}|less than or equal to \\d+|a valid "
+             "(integer|number),.*), not ")
+    checked = rf"{option.strip('-')}.*(above 0|between 0 and 1|positive)"  # by the library: bounds that are open, NaN
     for value in ("-1", "nan", "inf", "-inf", "many", "", *([] if most is None else [str(most)]),
-                  *(["0"] if least == "above 0" else [])):
-        _, error = shell(command, option, value)
-        assert error.startswith("error: ") and option in error and least in error and error.endswith(f"not {value}")
+                  *(["0"] if option in ("--rate", "--slo", "--rho") else [])):
+        told, error = shell(*command.split(), option, value, *fitted)
+        assert error.startswith("error: ") and "\n" not in error and value in error and not told
+        assert re.search(f"{typed}{value}$", error) or re.search(checked, error.lower()), error
+
+
+def test_a_cell_takes_no_options_that_it_has_itself(shell, fitted):
+    error = shell("replay", "--cell", 1, "--method", "parallel", "--rho", 0.5, *fitted)[1]
+    assert error == "error: --cell 1 has its own method, rho: leave out one or the other"
 
 
 def test_a_trace_is_replayed_as_long_as_it_is(shell, fitted, tmp_path):
@@ -273,8 +288,8 @@ def test_own_images_are_replayed(shell, tiny_sd, fitted, tmp_path):
 @pytest.mark.parametrize("options, message", [
     (["--ldm", "no/such/folder"], "no/such/folder"), (["--llm", "no/such/folder"], "no/such/folder"),
     (["--device", "cuda"], "give --gpus 1"), (["--device", "abacus"], "device 'abacus'"),
-    (["--precision", "fp7"], "precision 'fp7'"), (["--threads", "0"], "threads must be .*at least 1, not 0"),
-    (["--gpus", "-1"], "gpus must be at least 0, not -1"),
+    (["--precision", "fp7"], "precision 'fp7'"), (["--threads", "0"], "--threads'.* greater than or equal to 1, not 0"),
+    (["--gpus", "-1"], "--gpus'.* greater than or equal to 0, not -1"),
 ])
 def test_own_models_are_refused_before_ray_starts(shell, fitted, tmp_path, command, options, message):
     ray.shutdown()  # of an earlier test

@@ -1,7 +1,8 @@
 """A system on paper: what its jobs will do, in finite runs and in the long run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from stlib.queueing import formulas
 from stlib.queueing.arrivals import Poisson, arrival_process
 from stlib.queueing.checks import check_jobs
 from stlib.queueing.job_table import reduce_runs
+from stlib.queueing.planning import max_rate, min_replicas
 from stlib.queueing.simulation import finite_run, run_jobs
 from stlib.serving.replica import IDLE_S
 from stlib.serving.workloads import Workload
@@ -215,6 +217,17 @@ class System:
             return np.inf
         percentiles = [float(name[1:])] if name.startswith("p") else []
         return float(self.long_run(rate, percentiles=percentiles)[name].mean())
+
+    def plan(self, rate: float, name: str, seconds: float, k_max: int) -> tuple[int, float]:
+        """The fewest replicas for the rate and the largest rate of the k replicas whose `metric` is at most `seconds`.
+
+        Raises ValueError for what even an almost empty system misses, or k_max replicas.
+        """
+        most = max_rate(partial(self.metric, name), seconds, self.capacity, rtol=1e-3)
+        load = rate * float(self.service_s.min() / self.costs.busy_speed(self.methods[0], k_max).max())
+        fewest = min_replicas(lambda k: replace(self, k=k).metric(name, rate), seconds, min(load, k_max - 1),
+                              k_max=k_max)
+        return fewest, most
 
     def formula(self, rate: float, n: int = 300) -> formulas.QueueMetrics | None:
         """M/G/k, all replicas at speed[k]; None where it does not hold. For one replica exact (Pollaczek-Khinchine).
