@@ -262,11 +262,14 @@ def check_folder(option: str, folder: Path, *, replaced: bool = False) -> None:
 
 
 def main() -> None:
-    """Run the command of the arguments; what is wrong with them or their files ends it in one line."""
+    """Run the command of the arguments; what is wrong with them or their files ends it in one line.
+
+    Where no command is named the help is shown, and the error has no message.
+    """
     try:
         sys.exit(app(standalone_mode=False))
     except typer.BadParameter.__base__ as error:  # click's UsageError, of which typer may carry a copy
-        cause = error.__cause__  # pydantic's, which knows the value; no message: no command was named
+        cause = error.__cause__  # pydantic's, which knows the value
         given = f", not {cause.errors()[0]['input']}" if isinstance(cause, ValidationError) else ""
         sys.exit(f"error: {message}{given}" if (message := error.format_message()) else 2)
     except (ValueError, OSError, RuntimeError) as error:
