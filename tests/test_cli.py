@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 
 from stlib import paths
 from stlib.__main__ import main
 from stlib.generation import METHODS
 from stlib.queueing.simulation import ROUTINGS
+from stlib.serving import replica
 
 sys.path.extend([str(paths.ROOT / "tests" / room) for room in ("prediction", "serving", "generation")])
 from served import fitted_costs
@@ -259,12 +259,11 @@ def test_own_models_are_served(tiny_flux, tiny_llama):
 
 
 @pytest.mark.slow
-def test_own_images_are_replayed(shell, tiny_sd, fitted, tmp_path):
+def test_own_images_are_replayed(cluster, shell, tiny_sd, fitted, tmp_path):
     mix = re.sub("(?m)^(steps|n_panels): .*", r"\1: [1, 2]", (paths.MIXES / "images.yml").read_text())
     (tmp_path / "mine.yml").write_text(mix.replace("steps: [1, 2]", "steps: [6, 8]"))
     told, code = shell("replay", "--ldm", tiny_sd, "--mix", tmp_path / "mine.yml", "--rate", 5, "--jobs", 12, "--out",
                        tmp_path, *fitted)
-    ray.shutdown()
     assert code == 0 and re.search(r"mean +\d+\.\d+ ", told)
     assert pd.read_parquet(tmp_path / "served" / "cell_0_run_1" / "served.parquet")["outcome"].eq("completed").all()
 
@@ -276,9 +275,9 @@ def test_own_images_are_replayed(shell, tiny_sd, fitted, tmp_path):
     (["--precision", "fp7"], "precision 'fp7'"), (["--threads", "0"], "threads must be .*at least 1, not 0"),
     (["--gpus", "-1"], "gpus must be at least 0, not -1"),
 ])
-def test_own_models_are_refused_before_ray_starts(shell, fitted, tmp_path, command, options, message):
-    ray.shutdown()  # of an earlier test
+def test_own_models_are_refused_before_ray_starts(shell, monkeypatch, fitted, tmp_path, command, options, message):
+    monkeypatch.setattr(replica, "start_ray", lambda: pytest.fail("Ray was started"))
     out = ["--out", tmp_path / "out"] if command[0] == "replay" else []
     error = shell(*command, *options, *out, *fitted)[1]
     assert re.search(f"^error: .*{message}", error) and "\n" not in error
-    assert not ray.is_initialized() and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

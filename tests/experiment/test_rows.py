@@ -17,7 +17,7 @@ from stlib.experiment.jobs import as_story_jobs, story_pool
 from stlib.experiment.machine import fit_level, lag_correlation
 from stlib.experiment.measure import FreshReplicas, run_on
 from stlib.experiment.rows import Store, elapsed_s, export, measure, provenance, reference, row_seeds
-from stlib.serving.replica import ReplicaSpec, start_ray, stop_replica
+from stlib.serving.replica import ReplicaSpec, stop_replica
 
 
 def counting_run(calls):
@@ -241,14 +241,7 @@ def test_a_reference_that_is_not_there_is_named():
         reference("nonsense")
 
 
-@pytest.fixture(scope="module")
-def running_ray():
-    start_ray()
-    yield
-    ray.shutdown()
-
-
-def test_rows_are_run_on_a_replica(running_ray, tmp_path):
+def test_rows_are_run_on_a_replica(cluster, tmp_path):
     handle, menu = ReplicaSpec("sleep").start(), {"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}}
     plan = pd.DataFrame({"method": ["nap", "sleep", "nap"], "threads": 1, "block": 0, "replicate": [0, 0, 1]})
     try:
@@ -259,7 +252,7 @@ def test_rows_are_run_on_a_replica(running_ray, tmp_path):
     assert (rows["probe_s"] > 0).all()
 
 
-def test_replicas_are_started_anew_and_a_resumed_measurement_has_its_own(running_ray, tmp_path):
+def test_replicas_are_started_anew_and_a_resumed_measurement_has_its_own(cluster, tmp_path):
     """The runs of a process are those of one operating-system process, also where a measurement was broken off."""
     plan = pd.DataFrame({"seconds": 0.001, "threads": 1, "replicate": range(8)})
     for part in (plan[:4], plan):
@@ -276,7 +269,7 @@ def test_replicas_are_started_anew_and_a_resumed_measurement_has_its_own(running
     assert (rows.groupby("process")["pid"].nunique() == 1).all() and rows["pid"].nunique() == 4
 
 
-def test_each_number_of_threads_has_its_replica(running_ray):
+def test_each_number_of_threads_has_its_replica(cluster):
     doer = FreshReplicas("sleep")
     try:
         one, two = ({"seconds": 0.001, "threads": threads} for threads in (1, 2))

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 import yaml
 from served import a_cell, calibration_rows, fitted_costs, serve
 
@@ -18,7 +17,7 @@ from stlib.prediction.cell import Campaign, Cell, finished, read_cell, run_cell
 from stlib.prediction.compare import predict_cell
 from stlib.prediction.predict import System
 from stlib.queueing.variability import arrival_variability
-from stlib.serving.replica import ReplicaSpec
+from stlib.serving.replica import ReplicaSpec, stop_replica
 
 FILE = paths.DATA / "campaign.yml"
 SHARING = {"mix": "images", "method": "parallel", "replicas": 1, "routing": "central"}
@@ -313,13 +312,14 @@ def raising(error):
 
 
 @pytest.mark.slow
-def test_a_real_cell_is_served_and_predicted(costs, tmp_path):
+def test_a_real_cell_is_served_and_predicted(cluster, costs, tmp_path):
     plan = replace(Campaign.from_yaml(), n_jobs=12)
     handles = [ReplicaSpec().start() for _ in range(2)]
     try:
         folder = run_cell(plan, 8, costs, handles.__getitem__, results=tmp_path)
     finally:
-        ray.shutdown()
+        for handle in handles:
+            stop_replica(handle)
     cell, table, _, products = read_cell(folder)
     assert (table["outcome"] == "completed").all() and set(products["probes"]) <= {1, 2}
     area = (table["reply_s"] - table["arrival_s"]).sum()

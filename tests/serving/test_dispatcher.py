@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -27,25 +26,6 @@ def sleepers(seconds) -> pd.DataFrame:
     return pd.DataFrame({"job_id": np.arange(len(seconds)), "workload": "sleep", "seconds": seconds})
 
 
-@cache
-def start_sleepers() -> list:
-    """Three loaded replicas, with slots for three more; the machine may have fewer cores, but sleeping takes none."""
-    ray.shutdown()
-    ray.init("local", num_cpus=6, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
-             _node_ip_address="127.0.0.1", object_store_memory=2**27)
-    return [server.handle for server in Dispatcher("sleep", 3).start().servers]
-
-
-def running_sleepers() -> list:
-    """The same ones for all tests of a session, until Ray is shut down."""
-    if not ray.is_initialized():
-        start_sleepers.cache_clear()
-    return start_sleepers()
-
-
-@pytest.fixture(scope="module")
-def replicas():
-    return running_sleepers()
 
 
 def separated_case(k: int, least_s: float = 0.012, **rules):
@@ -270,7 +250,7 @@ def test_bad_jobs_are_refused_before_they_count(replicas):
 
 
 def test_more_replicas_than_slots_are_refused_at_once(replicas):
-    with pytest.raises(ValueError, match="replicas = 99: Ray has 6 CPU slots"):
+    with pytest.raises(ValueError, match="replicas = 99: Ray has 10 CPU slots"):
         Dispatcher("sleep", 99).start()
 
 

@@ -22,11 +22,9 @@ ENDLESS = {"captions": ["a fox"] * 4, "steps": 200, "image_size": 160}  # a minu
 
 
 @pytest.fixture(scope="module")
-def served():
-    ray.shutdown()  # of another module: two slots are needed
+def served(cluster):
     with Served(2, routing="jsq") as one:
         yield one
-    ray.shutdown()
 
 
 def both_at_once(served, body) -> list:

@@ -4,6 +4,7 @@ import io
 import time
 
 import pytest
+import ray
 from PIL import Image
 
 from stlib.generation import weights_hash
@@ -55,9 +56,8 @@ def test_a_story_stops_at_any_token_and_step_and_the_next_is_unharmed(replica, m
     assert replica.workload.run(job)[0] == whole and replica.workload.probe() > 0
 
 
-def test_a_story_stops_in_an_actor_too_and_its_replica_stays_the_same():
+def test_a_story_stops_in_an_actor_too_and_its_replica_stays_the_same(cluster):
     """A job of minutes: the actor is free within a step, and draws what it drew before."""
-    ray = pytest.importorskip("ray")
     actor = ReplicaSpec("story", {"device": "cpu"}).start()
     try:
         before = ray.get(actor.run.remote(STORY | {"method": "parallel"}))
