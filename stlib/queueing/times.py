@@ -55,17 +55,13 @@ def read_times(path, column: str | None = None, unit: str | None = None) -> tupl
 
 
 def refuse_bad_times(times: np.ndarray, at) -> None:
-    """Raise ValueError unless the times are finite, >= 0 and sorted; at(i) begins the message for the i-th."""
+    """Raise ValueError unless the times are finite, >= 0 and sorted; at(i) names the i-th in the message."""
     if len(times) == 0:
         raise ValueError("a trace must have at least one arrival; this one is empty")
-    unsorted = np.concatenate([[False], np.diff(times) < 0])
-    for bad, problem in (
-        (~np.isfinite(times), "is no finite time; give seconds"),
-        (times < 0, "is negative; count seconds from the run's start"),
-        (unsorted, "is earlier than the one before; sort the trace by time"),
-    ):
-        if bad.any():
-            raise ValueError(f"{at(int(bad.argmax()))} {problem}")
+    wrong = ~(np.isfinite(times) & (times >= np.append(0, times[:-1])))
+    if wrong.any():
+        raise ValueError(f"{at(int(wrong.argmax()))} is no finite time, negative or earlier than the one before; give "
+                         "seconds from the run's start, sorted by time")
 
 
 def _place(path, header: list[str], column: str | None) -> int:

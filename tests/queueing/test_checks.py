@@ -42,7 +42,7 @@ TAKE_TWO = {
     "erlang n": ("n", lambda n: PhaseType.erlang(n, 1.0).T.tolist()),
     "moment order": ("order", LAW.moment),
     "poisson n": ("n", drawn(Poisson(1.0))),
-    "renewal n": ("n", drawn(Renewal(1.0, 0.0, "deterministic"))),
+    "renewal n": ("n", drawn(Renewal(1.0, 0.0))),
     "mmpp n": ("n", drawn(MMPP2(1.0, 2.0, 0.1, 0.1))),
     "trace n": ("n", drawn(Trace([0.0, 1.0, 2.0]))),
     "simulate k": ("k", lambda k: simulate(ARRIVALS, WORK, k).to_dict()),
