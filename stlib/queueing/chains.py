@@ -68,32 +68,22 @@ def _configurations(m: int, n: int) -> dict[tuple[int, ...], int]:
 
 def _changes(ph: PhaseType, rows: dict) -> sparse.csr_array:
     """Rates between the configurations of one level while nothing begins or ends; total outflow on the diagonal."""
-    return _matrix(
-        (
-            (busy.count(i) * ph.T[i, j], a, rows[_with(_without(busy, i), j)])
-            for busy, a in rows.items()
-            for i in set(busy)
-            for j in np.flatnonzero(ph.T[i])
-        ),
-        (len(rows), len(rows)),
-    )
+    entries = ((busy.count(i) * ph.T[i, j], a, rows[_with(_without(busy, i), j)])
+               for busy, a in rows.items() for i in set(busy) for j in np.flatnonzero(ph.T[i]))  # fmt: skip
+    return _matrix(entries, (len(rows), len(rows)))
 
 
 def _ends(ph: PhaseType, rows: dict, below: dict) -> sparse.csr_array:
     """Rates to the level below: one busy server ends its service."""
     exits = ph.exit_rates
-    return _matrix(
-        ((busy.count(i) * exits[i], a, below[_without(busy, i)]) for busy, a in rows.items() for i in set(busy)),
-        (len(rows), len(below)),
-    )
+    entries = ((busy.count(i) * exits[i], a, below[_without(busy, i)]) for busy, a in rows.items() for i in set(busy))
+    return _matrix(entries, (len(rows), len(below)))
 
 
 def _begins(ph: PhaseType, rows: dict, above: dict) -> sparse.csr_array:
     """Probabilities of the configuration in the level above once one more service has begun."""
-    return _matrix(
-        ((ph.alpha[j], a, above[_with(busy, j)]) for busy, a in rows.items() for j in np.flatnonzero(ph.alpha)),
-        (len(rows), len(above)),
-    )
+    entries = ((ph.alpha[j], a, above[_with(busy, j)]) for busy, a in rows.items() for j in np.flatnonzero(ph.alpha))
+    return _matrix(entries, (len(rows), len(above)))
 
 
 def _without(busy: tuple[int, ...], i: int) -> tuple[int, ...]:

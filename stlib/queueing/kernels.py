@@ -109,8 +109,7 @@ def _arrive(i, t, v, waiting, work, rules, state, rows):
     else:
         state.after[state.tail[q]] = i
     state.tail[q] = i
-    if rules.routing != CENTRAL:
-        rows.replica[i] = r
+    rows.replica[i] = r  # of a central queue: whichever, until it starts
     if rules.routing == LEAST_WORK:
         state.declared[r] += rules.estimate[i]
     return WAITS

@@ -23,20 +23,9 @@ LEAST_REPLICATIONS = 10  # with fewer, nothing would show that their mean is far
 ROUTINGS = ("central", "jsq", "least_work", "round_robin")  # in the order of the kernels' codes
 
 
-def simulate(
-    arrival_s,
-    work_s,
-    k: int,
-    *,
-    routing: str = "central",
-    methods: Sequence[str] = ("only",),
-    policy=None,
-    work_estimate_s=None,
-    speed=None,
-    max_waiting: int | None = None,
-    deadline_s=None,
-    rng: np.random.Generator | None = None,
-) -> pd.DataFrame:
+def simulate(arrival_s, work_s, k: int, *, routing: str = "central", methods: Sequence[str] = ("only",), policy=None,
+             work_estimate_s=None, speed=None, max_waiting: int | None = None, deadline_s=None,
+             rng: np.random.Generator | None = None) -> pd.DataFrame:  # fmt: skip
     """Simulate n jobs on k replicas, empty at first, until the last job has left; returns the job table.
 
     arrival_s: (n,), in order of time, seconds. work_s: (n,) or (n, methods): seconds job i takes on a replica, under
@@ -98,9 +87,8 @@ def recursion(arrival_s, service_s, replica, start_s=None) -> pd.DataFrame:
     return _table(arrival_s, rows, ("only",))
 
 
-def finite_run(
-    draw: Callable, k: int, n_runs: int, rng: np.random.Generator, *, slo_s: Sequence[float] = (), **simulate_options
-) -> pd.DataFrame:
+def finite_run(draw: Callable, k: int, n_runs: int, rng: np.random.Generator, *, slo_s: Sequence[float] = (),
+               **simulate_options) -> pd.DataFrame:  # fmt: skip
     """The metrics of n_runs independent runs of n jobs, each started empty: the law of what one such run will show.
 
     draw: draw(rng, m) gives, for m runs, arrivals (m, n), work (m, n) or (m, n, methods), and estimates (m, n) or

@@ -66,15 +66,13 @@ def refuse_bad_times(times: np.ndarray, at) -> None:
 
 def _place(path, header: list[str], column: str | None) -> int:
     """Where the time column is: found by its name, never by its place."""
-    if column is None:
-        found = [name for name in header if NAMES.fullmatch(_plain(name))]
-        found = ["scheduled_s"] if sorted(found) == ["arrival_s", "scheduled_s"] else found  # a job table
-        problem = "must have one column called time, timestamp, arrival_s or the like"
-    else:
-        found = [name for name in header if name == column]
-        problem = f"has {len(found)} columns {column!r}" if found else f"has no column {column!r}"
+    found = [name for name in header if name == column or (column is None and NAMES.fullmatch(_plain(name)))]
+    if sorted(found) == ["arrival_s", "scheduled_s"]:  # a job table
+        found = ["scheduled_s"]
     if len(found) != 1:
-        raise ValueError(f"{path} {problem}; name the time column (time_column, --time-column), one of {header}")
+        wanted = "called time, timestamp, arrival_s or the like" if column is None else repr(column)
+        raise ValueError(f"{path} must have one column {wanted}, not {len(found)}; name the time column (time_column, "
+                         f"--time-column), one of {header}")
     return header.index(found[0])
 
 

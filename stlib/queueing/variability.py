@@ -153,10 +153,8 @@ def _rank_correlation(gaps: np.ndarray, services: np.ndarray) -> float:
 
 
 def _reason(claim: str, rows: pd.DataFrame) -> str:
-    p = f"(adjusted p = {rows.p_holm.min():.2g})"
-    if rows.rejected.any():
-        return f"{claim}: rejected by {' and '.join(rows.test[rows.rejected])} {p}"
-    return f"{claim}: not rejected {p}"
+    found = f"rejected by {' and '.join(rows.test[rows.rejected])}" if rows.rejected.any() else "not rejected"
+    return f"{claim}: {found} (adjusted p = {rows.p_holm.min():.2g})"
 
 
 def _summary(intervals: np.ndarray, dispersion: float) -> Variability:

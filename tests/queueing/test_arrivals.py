@@ -138,7 +138,7 @@ def test_timestamps_become_seconds_since_the_first(tmp_path):
         ("", "header"),
         ("t,steps\n", "empty"),
         ("t\n\n\n", "empty"),
-        ("s\n1\n", "no column 't'"),
+        ("s\n1\n", "must have one column 't', not 0"),
         ("t\n1\n0.5\n2\n", "line 3.*earlier"),
         ("t\n-1\n2\n", "line 2.*negative"),
         ("t\n1\nnan\n2\n", "line 3.*no finite time"),
