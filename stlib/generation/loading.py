@@ -21,7 +21,6 @@ from stlib import paths
 from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-LLM_KIND, LDM_KIND = "a causal LM of transformers", "a text-to-image pipeline of diffusers"
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+))?\.safetensors")
 HUB_TIMEOUT_S = 5.0
 
@@ -34,15 +33,15 @@ def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "fp32"):
     Raises ModelError with the remedy.
     """
     tokenizer, _ = load_tokenizer(name)
-    with _loading(name, embedded_llm, LLM_KIND) as source:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, **_weights(source, dtype))
+    with _loading(name, embedded_llm) as source:
+        options = _weights(source, dtype)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
     return model.to(device), tokenizer
 
 
 def load_tokenizer(name: str = "embedded"):
     """Tokenizer and configuration of a causal LM, without its weights. Raises ModelError with the remedy."""
-    with _loading(name, embedded_llm, LLM_KIND) as source:
+    with _loading(name, embedded_llm) as source:
         return [kind.from_pretrained(source, trust_remote_code=False, local_files_only=Path(source).is_dir())
                 for kind in (transformers.AutoTokenizer, transformers.AutoConfig)]
 
@@ -51,7 +50,7 @@ def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32
     """A text-to-image pipeline of diffusers: 'embedded' (with the `weights` of that folder of models/), a folder, or a
     hub name. Raises ModelError with the remedy.
     """
-    with _loading(name, partial(embedded_ldm, weights), LDM_KIND) as source:
+    with _loading(name, partial(embedded_ldm, weights)) as source:
         pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **_weights(source, precision))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -127,7 +126,7 @@ def _weights(source: str, precision: str) -> dict:
 
 
 @contextmanager
-def _loading(name: str, embedded: Callable[[], Path], kind: str) -> Iterator[str]:
+def _loading(name: str, embedded: Callable[[], Path]) -> Iterator[str]:
     """The source to load from, quietly (the libraries show bars and warnings for loads of a second).
 
     Failures become a ModelError.
@@ -141,8 +140,9 @@ def _loading(name: str, embedded: Callable[[], Path], kind: str) -> Iterator[str
         yield _source(name, embedded)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         remedy = (f"delete the model's folder in {paths.CACHE} and run `make models` again" if name == "embedded" else
-                  f"give the folder of {kind} with safetensors weights, or its hub name, like OWNER/MODEL; for a hub "
-                  "model check the network and, if it is private or gated, log in with `hf auth login` or set HF_TOKEN")
+                  "give the folder or the hub name (OWNER/MODEL) of a causal LM of transformers, or of a text-to-image "
+                  "pipeline of diffusers, with safetensors weights; for a hub model check the network and, if it is "
+                  "private or gated, log in with `hf auth login` or set HF_TOKEN")
         raise ModelError(f"cannot load {name!r}: {str(error).splitlines()[0]}. Remedy: {remedy}") from error
     finally:
         for library, level, bar in before:

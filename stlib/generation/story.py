@@ -67,7 +67,7 @@ def prompt_ids(tokenizer, prompt: str) -> list[int]:
     return tokenizer(" " + " ".join(prompt.split()), add_special_tokens=False).input_ids
 
 
-def check_context(config, tokenizer, prompt: str, n_panels: int, llm_tokens: int) -> None:
+def check_context(tokenizer, config, prompt: str, n_panels: int, llm_tokens: int) -> None:
     """Raise FieldError if frame, prompt and story are longer than the context of the LLM of that configuration."""
     context = getattr(config, "max_position_embeddings", None)
     begins = tokenizer(f"\n{n_panels}. {opening(prompt)}", add_special_tokens=False).input_ids
@@ -107,7 +107,7 @@ class StoryWriter:
         A sentence ends at its stop mark or at its share: the tokens left over the panels left. on_token(done, total)
         is called after each token. Raises ValueError if the prompt is longer than the model's context.
         """
-        check_context(self.model.config, self.tokenizer, prompt, n_panels, llm_tokens)
+        check_context(self.tokenizer, self.model.config, prompt, n_panels, llm_tokens)
         begins, start = opening(prompt), prompt_ids(self.tokenizer, prompt)
         generator = torch.Generator().manual_seed(seed)
         marks, sentences, used, done = [time.monotonic()], [], [], 0

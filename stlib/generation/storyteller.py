@@ -34,9 +34,8 @@ class Storyteller:
         self._pipes = {}
 
     @classmethod
-    def from_pretrained(
-        cls, models: str | dict = "embedded", device: str = "auto", precision: str = "fp32", llm_dtype: str = "auto"
-    ) -> "Storyteller":
+    def from_pretrained(cls, models: str | dict = "embedded", device: str = "auto", precision: str = "fp32",
+                        llm_dtype: str = "auto") -> "Storyteller":
         """A storyteller over 'embedded' models, or {"llm": ..., "ldm": ...}: each 'embedded', a folder or a hub name.
 
         device: auto (CUDA when there), cpu, cuda. precision: the LDM's weights and arithmetic, fp32, fp16 or bf16.
@@ -108,10 +107,8 @@ class Storyteller:
         precision = job.precision or self.precision
         pipe, writer = self.pipe_of(METHODS[job.method].weights, precision), self.writer if job.prompt else None
         began = time.monotonic()
-        story = Story()
-        if writer:
-            story = writer.write(job.prompt, job.n_panels, job.llm_tokens, job.seed, job.exact_tokens,
-                                 partial(report, "story"))
+        story = Story() if writer is None else writer.write(
+            job.prompt, job.n_panels, job.llm_tokens, job.seed, job.exact_tokens, partial(report, "story"))
         captions = job.captions or story.sentences
         drawing = self._draw(pipe, job, captions, report)
         timings = {"llm_prefill": story.prefill_s, "llm_decode": story.decode_s,
@@ -141,8 +138,7 @@ class Storyteller:
         if tokens > MAX_PROMPT_TOKENS:
             raise FieldError(f"prompt has {tokens} tokens of the LLM, at most {MAX_PROMPT_TOKENS} are allowed: shorten "
                              "it (emoji and other scripts than Latin take several tokens a character)", "prompt")
-        tokenizer, config = self._reader
-        check_context(config, tokenizer, job.prompt, job.n_panels, job.llm_tokens)
+        check_context(*self._reader, job.prompt, job.n_panels, job.llm_tokens)
 
     def _draw(self, pipe, job, captions, report):
         done = 0
