@@ -143,7 +143,7 @@ def _loading(name: str, embedded: Callable[[], Path]) -> Iterator[str]:
                   "give the folder or the hub name (OWNER/MODEL) of a causal LM of transformers, or of a text-to-image "
                   "pipeline of diffusers, with safetensors weights; for a hub model check the network and, if it is "
                   "private or gated, log in with `hf auth login` or set HF_TOKEN")
-        raise ModelError(f"cannot load {name!r}: {str(error).splitlines()[0]}. Remedy: {remedy}") from error
+        raise ModelError(f"cannot load {name!r}: {str(error).splitlines()[0].rstrip('.')}. Remedy: {remedy}") from error
     finally:
         for library, level, bar in before:
             library.set_verbosity(level)
