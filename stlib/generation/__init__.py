@@ -7,14 +7,5 @@ from stlib.generation.models import ModelError, fetch_models, weights_hash
 from stlib.generation.story import StoryWriter
 from stlib.generation.storyteller import Storyteller
 
-__all__ = [
-    "METHODS",
-    "ModelError",
-    "StoryJob",
-    "StoryResult",
-    "StoryWriter",
-    "Storyteller",
-    "fetch_models",
-    "load_llm",
-    "weights_hash",
-]
+__all__ = ["METHODS", "ModelError", "StoryJob", "StoryResult", "StoryWriter", "Storyteller", "fetch_models", "load_llm",
+           "weights_hash"]
