@@ -95,7 +95,7 @@ def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weigh
     `run(row)` does the work of one row (a dict of plain values) and returns what it measured, times in seconds. A row
     is kept while all these are the same: what it asks for (its columns but WHEN and empty values, its method as what
     the `menu` says it stands for), the models' `weights` (their hash, or one for each row) and the `code` it runs
-    (roots of `code_hash`, with the row's method).
+    (files of `code_hash`, with the row's method).
     Prints how many rows were kept and how many measured. Raises ValueError for a plan that repeats a row.
     """
     planned, code = _records(plan), tuple(code)
