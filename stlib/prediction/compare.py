@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import percentileofscore
 
 from stlib.experiment.costs import Costs
 from stlib.prediction.calibration import Calibration
@@ -89,7 +90,8 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
             "traced_lo": traced_low, "traced_hi": traced_high, "plain": plain[name].mean(),
             "recursion": recursed[name], "formula": formula.get(name, np.nan),
             "beforehand_lo": low, "beforehand_median": median, "beforehand_hi": high,
-            "quantile": _rank(served[name], anew[name]), "quantile_given_arrivals": _rank(served[name], given[name]),
+            "quantile": percentileofscore(anew[name], served[name], "mean") / 100,
+            "quantile_given_arrivals": percentileofscore(given[name], served[name], "mean") / 100,
             "overhead": served[name] - recursed[name]})
     return pd.DataFrame(rows)[list(COLUMNS)]
 
@@ -127,8 +129,3 @@ def error_split(rows: pd.DataFrame) -> pd.DataFrame:
     parts = chain.diff(axis=1).iloc[:, 1:].set_axis(["approximation", "sampling", "machine", "service fit", "overhead"],
                                                     axis=1)
     return pd.concat([rows[["cell", "run", "metric", "slo_s"]], parts], axis=1)
-
-
-def _rank(value: float, draws: pd.Series) -> float:
-    """The share of draws below the value, equal ones counted half."""
-    return float(((draws < value).mean() + (draws <= value).mean()) / 2)
