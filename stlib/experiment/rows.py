@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 import uuid
@@ -33,16 +34,11 @@ class Store:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._rows = {row["key"]: row for row in self._read()}
-
-    def _read(self) -> list[dict]:
-        if not self.path.exists():
-            return []
-        whole = self.path.read_bytes()
+        whole = self.path.read_bytes() if self.path.exists() else b""
         end = whole.rfind(b"\n") + 1
         if end < len(whole):
             os.truncate(self.path, end)
-        return [json.loads(line) for line in whole[:end].splitlines()]
+        self._rows = {row["key"]: row for row in map(json.loads, whole[:end].splitlines())}
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -164,6 +160,5 @@ def _git(*arguments: str) -> str:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    named = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return named[1] if named else platform.processor()
