@@ -247,8 +247,8 @@ class Costs:
             tuples = {name: tuple(given[name]) for name in ("methods", "terms")}
             return cls(**given | {"level": Level(*given["level"])} | arrays | tuples)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no costs of this version ({error}): give a costs.json, as notebooks 05 and "
-                             "08 measure one") from error
+            raise ValueError(f"{path} holds no costs of this version ({error}): give a costs.json, or run notebooks "
+                             "05 and 08, which measure one") from error
 
     def _columns(self, job, method, counts: Mapping) -> dict:
         return term_columns(WORKLOADS[self.workload], job, method, self.methods, counts)

@@ -13,8 +13,9 @@ TOLD = ("generation/storyteller.py", "generation/job.py", "generation/fields.py"
         "generation/loading.py", "generation/illustrator.py", "generation/methods/{method}.py")
 IN_REPLICA = (*TOLD, "serving/workloads/story.py", "serving/replica.py", "experiment/measure.py")
 SERVED = ("serving/*.py", "serving/workloads/*.py", "experiment/measure.py", "experiment/jobs.py",
-          "experiment/costs.py", "experiment/machine.py", "prediction/calibration.py", "prediction/predict.py",
-          "prediction/cell.py", "queueing/arrivals.py", "queueing/times.py", "queueing/job_table.py")
+          "experiment/costs.py", "experiment/counts.py", "experiment/machine.py", "prediction/calibration.py",
+          "prediction/predict.py", "prediction/cell.py", "queueing/arrivals.py", "queueing/times.py",
+          "queueing/job_table.py")
 
 
 def in_replica(workload: str) -> tuple[str, ...]:
