@@ -205,9 +205,9 @@ def test_a_trace_is_replayed_as_long_as_it_is(shell, fitted, tmp_path):
     (tmp_path / "three.csv").write_text("time,x\n0,1\n0.5,1\n1.0,1\n")
     replay = ["replay", "--mix", "images", "--arrivals", tmp_path / "three.csv", "--out", tmp_path / "out"]
     for jobs in ((), ("--jobs", 3), ("--jobs", 1)):  # all is right but the model, which is read next
-        assert "no file none.json" in shell(*replay, *jobs, "--costs", "none.json")[1]
+        assert "none.json holds no costs" in shell(*replay, *jobs, "--costs", "none.json")[1]
     assert re.search("n_jobs = 4, .*three.csv has 3 arrivals", shell(*replay, "--jobs", 4, *fitted)[1])
-    assert "no file none.json" in shell("replay", "--rate", 1, "--costs", "none.json")[1]
+    assert "none.json holds no costs" in shell("replay", "--rate", 1, "--costs", "none.json")[1]
     error = shell("replay", "--rate", 1, "--time-column", "when")[1]
     assert "--time-column when: arrivals poisson have no columns" in error
     assert "a trace ends" in shell("predict", "--rate", 1, "--arrivals", tmp_path / "three.csv", *fitted)[1]

@@ -10,11 +10,12 @@ import diffusers
 import torch
 import transformers
 
-from stlib.generation import illustrator, loading
+from stlib.generation import loading
 from stlib.generation.fields import FieldError, known
-from stlib.generation.illustrator import METHODS, Method
+from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
 from stlib.generation.loading import PRECISIONS
+from stlib.generation.methods import METHODS
 from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
 
 MAX_PROMPT_TOKENS = 256  # of the LLM's; the frame takes about 120 and a story at most 1024 of the embedded LLM's 8192
@@ -148,7 +149,8 @@ class Storyteller:
             done += panels
             report("pictures", done, job.steps * job.n_panels)
 
-        return illustrator.draw(pipe, job.method, captions, self._options(job), job.seed, on_step)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # a fresh one: they carry state
+        return METHODS[job.method].draw(pipe, captions, self._options(job), job.seed, on_step)
 
     def resolve(self, job: StoryJob) -> dict:
         """The job's fields with these models' own size and guidance where it leaves them open; loads nothing."""

@@ -125,16 +125,18 @@ def test_a_row_keeps_its_number_wherever_it_stands():
     assert abs((seeds < 0.1 * 2**64).sum() - 200) < 4 * np.sqrt(2000 * 0.1 * 0.9)
 
 
-@pytest.mark.parametrize("old, new, stale", [
-    ("independent of each other.", "each for itself.", 0), ("def draw(", "# the door\ndef draw(", 0),
-    ("return _draw(pipe, list(captions)", "return _draw(pipe, tuple(captions)", 2),
-    ("denoiser = pipe.unet", "denoiser = pipe.model", 4)], ids=["docstring", "comment", "its method", "all methods"])
-def test_an_edit_leaves_the_rows_that_do_not_run_it(tmp_path, monkeypatch, capsys, old, new, stale):
+@pytest.mark.parametrize("name, old, new, stale", [
+    ("methods/sequential.py", "independent of each other.", "each for itself.", 0),
+    ("illustrator.py", "def draw_batch(", "# the door\ndef draw_batch(", 0),
+    ("methods/parallel.py", "return draw_batch(pipe, list(captions)", "return draw_batch(pipe, tuple(captions)", 2),
+    ("illustrator.py", "denoiser = pipe.unet", "denoiser = pipe.model", 4)],
+    ids=["docstring", "comment", "its method", "all methods"])
+def test_an_edit_leaves_the_rows_that_do_not_run_it(tmp_path, monkeypatch, capsys, name, old, new, stale):
     shutil.copytree(paths.ROOT / "stlib", tmp_path / "stlib", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     plan = pd.DataFrame({"method": ["sequential", "parallel"] * 2, "replicate": [0, 0, 1, 1]})
     measure(plan, counting_run([]), Store(tmp_path / "rows.jsonl"), "weights")
-    file = tmp_path / "stlib" / "generation" / "illustrator.py"
+    file = tmp_path / "stlib" / "generation" / name
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new, 1))
     capsys.readouterr()

@@ -244,7 +244,7 @@ def test_a_cell_served_by_something_else_is_not_kept(simulated, costs, tmp_path,
 def test_words_and_other_methods_leave_a_cell_kept(simulated, costs, tmp_path, library):
     folder = run(6, costs, tmp_path)
     library("serving/dispatcher.py", "    def queue(self", "    # a comment\n    def queue(self")
-    library("generation/illustrator.py", "def parallel(pipe, captions:", "def parallel(pipe, captions, *, more=1, _:")
+    library("generation/methods/parallel.py", "def parallel(pipe, captions", "def parallel(pipe, captions, *, more=1")
     library("queueing/formulas.py", "def mmk(", "def mmk(_, ")
     library("prediction/cell.py", '"""Serve a cell and keep it;', '"""Serve one cell and keep it;')
     assert run(6, costs, tmp_path) == folder
