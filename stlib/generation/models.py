@@ -23,6 +23,7 @@ from stlib import paths
 
 CAPTION_TOKENS = 20  # what the illustrator was trained on, [CLS] and [SEP] included
 ILLUSTRATOR = paths.MODELS / "illustrator"
+NO_LLM = "none"  # in place of an LLM's name
 
 
 class ModelError(RuntimeError):
@@ -79,6 +80,8 @@ def weights_hash(models: str | dict = "embedded") -> str:
 
 
 def _source_hash(role: str, name: str) -> str:
+    if name == NO_LLM:
+        return name
     if name == "embedded":
         return LLM.sha256 if role == "llm" else f"{TEXT_ENCODER.sha256} {_hash(ILLUSTRATOR)}"
     if Path(name).is_dir():

@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 
 from stlib.queueing.checks import check_jobs
 from stlib.queueing.job_table import job_table
-from stlib.serving.dispatcher import UNSTARTED, Dispatcher, Reply
+from stlib.serving.dispatcher import Dispatcher
 from stlib.serving.replica import error_text
+from stlib.serving.rules import UNSTARTED, Reply
 
 LAG_S, LAG_SHARE = 0.005, 0.01  # the generator keeps up if 99 % of its lags are below the larger
 
@@ -58,9 +59,8 @@ async def _send(request: dict, target: Dispatcher, answers: list) -> None:
     try:
         reply = await target.submit(**request)
     except Exception as error:  # whatever it is: one job's trouble must not lose the others' rows
-        row = {name: request[name] for name in ("job_id", "scheduled_s")} | UNSTARTED
-        reply = Reply(row | {"workload": target.name, "arrival_s": np.nan, "attempt": 1, "outcome": "failed"},
-                      error=error_text(error))
+        reply = Reply(UNSTARTED | {"job_id": request["job_id"], "workload": target.name, "outcome": "failed",
+                                   "scheduled_s": request["scheduled_s"], "arrival_s": np.nan}, error=error_text(error))
     if reply.row["outcome"] in ("completed", "failed"):
         reply.row["reply_s"] = time.monotonic() - target.zero_s
     answers.append((reply.row, reply.products | {"job_id": request["job_id"], "lag_s": lag, "error": reply.error}))
