@@ -80,8 +80,8 @@ def weights_hash(models: str | dict = "embedded") -> str:
 
 
 def _source_hash(role: str, name: str) -> str:
-    if name == NO_LLM:
-        return name
+    if name in (None, NO_LLM):
+        return NO_LLM
     if name == "embedded":
         return LLM.sha256 if role == "llm" else f"{TEXT_ENCODER.sha256} {_hash(ILLUSTRATOR)}"
     if Path(name).is_dir():

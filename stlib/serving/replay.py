@@ -14,6 +14,7 @@ from stlib.queueing.job_table import job_table
 from stlib.serving.dispatcher import Dispatcher
 from stlib.serving.replica import error_text
 from stlib.serving.rules import UNSTARTED, Reply
+from stlib.settings import within
 
 LAG_S, LAG_SHARE = 0.005, 0.01  # the generator keeps up if 99 % of its lags are below the larger
 
@@ -87,12 +88,10 @@ def _request(job: dict, method: str | None, target: Dispatcher) -> dict:
     """A row as arguments of `submit`, which would accept them."""
     params = {name: value for name, value in job.items() if not (pd.api.types.is_scalar(value) and pd.isna(value))}
     job_id, workload, method = params.pop("job_id"), params.pop("workload", None), params.pop("method", method)
-    try:
+    with within(f"job {job_id}"):
         if workload != target.name:
             raise ValueError(f"its workload is {workload!r}, the dispatcher's {target.name!r}")
         target.check(params, method)
-    except ValueError as error:
-        raise ValueError(f"job {job_id}: {error}") from error
     return {"job_id": job_id, "params": params, "method": method}
 
 
