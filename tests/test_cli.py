@@ -258,6 +258,13 @@ def test_own_models_are_served(tiny_flux, tiny_llama):
         assert "sizes that they draw are 64, 80" in service.send({"captions": ["a fox"], "image_size": 72}).text
 
 
+def test_pictures_are_served_without_an_llm(tiny_sd):
+    with Command("--ldm", str(tiny_sd), "--llm", "none") as service:
+        assert service.send({"captions": ["a fox"], "steps": 1}).status_code == 200
+        refused = service.send({"prompt": "a fox"})
+        assert refused.status_code == 422 and "no LLM is loaded" in refused.text and service.queue()["offered"] == 1
+
+
 @pytest.mark.slow
 def test_own_images_are_replayed(cluster, shell, tiny_sd, fitted, tmp_path):
     mix = re.sub("(?m)^(steps|n_panels): .*", r"\1: [1, 2]", (paths.MIXES / "images.yml").read_text())

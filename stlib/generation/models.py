@@ -25,6 +25,7 @@ from stlib import paths
 
 CAPTION_TOKENS = 20  # what the illustrator was trained on, [CLS] and [SEP] included
 ILLUSTRATOR = paths.MODELS / "illustrator"
+NO_LLM = "none"  # in place of an LLM's name
 
 
 class ModelError(RuntimeError):
@@ -80,6 +81,8 @@ def weights_hash(models: str | dict = "embedded") -> str:
 
 
 def _source_hash(role: str, name: str) -> str:
+    if name in (None, NO_LLM):
+        return NO_LLM
     if name == "embedded":
         return LLM.sha256 if role == "llm" else f"{TEXT_ENCODER.sha256} {_hash(ILLUSTRATOR)}"
     if Path(name).is_dir():

@@ -16,6 +16,7 @@ from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
 from stlib.generation.loading import PRECISIONS
 from stlib.generation.methods import METHODS
+from stlib.generation.models import NO_LLM
 from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
 
 MAX_PROMPT_TOKENS = 256  # of the LLM's; the frame takes about 120 and a story at most 1024 of the embedded LLM's 8192
@@ -39,6 +40,8 @@ class Storyteller:
                         llm_dtype: str = "auto") -> "Storyteller":
         """A storyteller over 'embedded' models, or {"llm": ..., "ldm": ...}: each 'embedded', a folder or a hub name.
 
+        An llm of None, or 'none', is not there: captions are drawn, and a prompt is refused.
+
         device: auto (CUDA when there), cpu, cuda. precision: the LDM's weights and arithmetic, fp32, fp16 or bf16.
         llm_dtype: the LLM's, or auto: bf16 where the processor computes in it.
         Hub tokens come from `hf auth login` or HF_TOKEN. Raises ValueError naming what is allowed.
@@ -50,8 +53,13 @@ class Storyteller:
         known("llm_dtype", llm_dtype, ("auto", *PRECISIONS))
         device = loading.choose_device(device)
         llm_dtype = loading.choose_llm_dtype(device) if llm_dtype == "auto" else llm_dtype
-        models = {role: str(models.get(role, "embedded")) for role in ("llm", "ldm")}
+        models = {role: str(models.get(role, "embedded") or NO_LLM) for role in ("llm", "ldm")}
         return cls(models, device, precision, llm_dtype)
+
+    @property
+    def has_llm(self) -> bool:
+        """Whether there is an LLM to tell a prompt's story."""
+        return self.models["llm"] != NO_LLM
 
     @cached_property
     def writer(self) -> StoryWriter:
@@ -92,8 +100,8 @@ class Storyteller:
         return [size for size in range(64, 2049, 8) if size % multiple == 0]
 
     def load(self) -> "Storyteller":
-        """Load both models now, so that the first job's times are like the others'."""
-        _ = self.writer, self.pipe
+        """Load the models now, so that the first job's times are like the others'."""
+        _ = self.pipe, self.has_llm and self.writer
         return self
 
     def tell(self, job: StoryJob, on_progress: Callable[[str, int, int], None] | None = None) -> StoryResult:
@@ -133,6 +141,9 @@ class Storyteller:
             self._check_prompt(job)
 
     def _check_prompt(self, job: StoryJob) -> None:
+        if not self.has_llm:
+            raise FieldError(f"prompt = {job.prompt[:30]!r}, but no LLM is loaded: give captions alone, or serve with "
+                             "--llm", "prompt")
         if self.models["llm"] == "embedded" and len(job.prompt.encode()) <= MAX_PROMPT_TOKENS:
             return  # a token is at least a byte: no need to load the tokenizer
         tokens = self.prompt_tokens(job.prompt)

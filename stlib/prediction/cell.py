@@ -147,7 +147,7 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
     chosen = options_of(cell.method, campaign.menu)
     key = key_of(asdict(campaign) | {"cells": given, "menu": chosen}, number, mix, trace, shared, costs, spec,
-                 spec.weights_hash(),
+                 spec.make().weights_hash(),
                  code_hash(*SERVED, *in_replica(spec.workload), method=chosen.get("method")))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
