@@ -19,13 +19,13 @@ from stlib.experiment import Costs, JobMix, Store, measure, run_on
 from stlib.experiment.design import full_factorial, run_order
 from stlib.experiment.machine import contention
 from stlib.experiment.measure import measure_contention, measure_dispatch
-from stlib.prediction.cell import Campaign, Cell, run_cell
+from stlib.prediction.cell import Campaign, Cell, read_cell, run_cell
 from stlib.prediction.compare import predict_cell
 from stlib.prediction.predict import System
 from stlib.serving.replica import ReplicaSpec, stop_replica
 from stlib.serving.workloads import WORKLOADS, SleepWorkload
 
-NAP_S, TURN_S = 0.03, 0.002
+NAP_S, TURN_S = 0.04, 0.001
 MENU = {"deep": {"pace": 1.0}, "light": {"pace": 0.5}}
 
 
@@ -130,18 +130,25 @@ def test_the_fitted_costs_are_the_workload_s(costs):
     assert set(costs.counts["turns_run"]) == {"1", "2", "4"}
 
 
-@pytest.mark.parametrize("given", [{"method": "light"}, {"method": "deep", "replicas": 2, "routing": "least_work",
+@pytest.mark.parametrize("given", [{"method": "deep"}, {"method": "light", "replicas": 2, "routing": "least_work",
                                                         "http": "/naps"}], ids=["dispatcher", "HTTP"])
 def test_it_is_served_as_predicted(spec, handles, mix, costs, given, tmp_path):
-    """Within DESIGN's bars: the mean within 5 %, P95 within 7.5 %, deadlines met within 2 points."""
+    """Within the bars: the mean within 5 %, P95 within 7.5 %, deadlines met within 2 points.
+
+    A job here is 20 times shorter than a story: what HTTP takes of it on both ways, milliseconds, is taken off.
+    """
     usual = {"mix": mix, "replicas": 1, "routing": "central", "arrivals": {"name": "poisson"}, "rho": 0.5}
     cell = Cell(**usual | given)
     campaign = Campaign(1, 120, calibration=20, slo_factors=(3,), baseline="deep", cells={1: cell}, menu=MENU)
     folder = run_cell(campaign, 1, costs, handles.__getitem__, results=tmp_path, spec=spec)
     rows = predict_cell(folder, draws=200, runs=100).set_index("metric")
+    table = read_cell(folder)[1]
+    ways_s = table["arrival_s"] - table["scheduled_s"] + table["reply_s"] - table["finish_s"]
+    on_the_way_s = ways_s.mean() if cell.http else 0.0
+    assert on_the_way_s < 0.02
     for metric, bar in (("mean", 0.05), ("p95", 0.075)):
-        assert rows.loc[metric, "traced"] == pytest.approx(rows.loc[metric, "served"], rel=bar), rows
-    assert rows.loc["slo", "traced"] == pytest.approx(rows.loc["slo", "served"], abs=0.02), rows
+        assert rows.loc[metric, "traced"] == pytest.approx(rows.loc[metric, "served"] - on_the_way_s, rel=bar)
+    assert rows.loc["slo", "traced"] == pytest.approx(rows.loc["slo", "served"], abs=0.02)
 
 
 def test_its_menu_is_predicted_too(mix, costs):
