@@ -12,8 +12,8 @@ from PIL import Image
 from pydantic import BeforeValidator, Field, model_validator
 
 from stlib.generation.fields import FieldError, Fields, FullText, Text, one_of, visible, whole
-from stlib.generation.illustrator import METHODS
 from stlib.generation.loading import PRECISIONS
+from stlib.generation.methods import METHODS
 
 MAX_PANELS = 16
 MIN_TOKENS_PER_PANEL = 4

@@ -22,7 +22,7 @@ from stlib.experiment.costs import Costs
 from stlib.experiment.jobs import JobMix, drawn
 from stlib.experiment.measure import WARM_UP, run_on, side_by_side
 from stlib.experiment.rows import key_of, provenance
-from stlib.experiment.sources import code_hash, in_replica
+from stlib.experiment.sources import SERVED, code_hash, in_replica
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.predict import MixWork, System, declared_speed, estimator
 from stlib.queueing import checks
@@ -147,8 +147,8 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
     chosen = options_of(cell.method, campaign.menu)
     key = key_of(asdict(campaign) | {"cells": given, "menu": chosen}, number, mix, trace, shared, costs, spec,
-                 spec.weights_hash(),
-                 code_hash("stlib.prediction.cell.run_cell", *in_replica(spec.workload), method=chosen.get("method")))
+                 spec.make().weights_hash(),
+                 code_hash(*SERVED, *in_replica(spec.workload), method=chosen.get("method")))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
