@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from stlib.generation.fields import FieldError
+from stlib.settings import FieldError
 
 FRAME = """Subject: a rabbit and a drum in the forest
 1. The rabbit finds a drum in the forest.

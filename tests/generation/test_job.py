@@ -17,7 +17,7 @@ TIMES = {"llm_prefill": 0.1, "llm_decode": 1.0, "text_encoding": 0.1, "denoising
     [
         ({}, "prompt '' is empty: say what"),
         ({"prompt": "  "}, "is empty"),
-        ({"prompt": "x" * 10_000}, "10000 characters, at most 1000"),
+        ({"prompt": "x" * 10_000}, "give text of at most 1000 characters"),
         ({"prompt": 7}, "prompt = 7: give text of at most 1000 characters"),
         ({"prompt": "a fox", "n_panels": 0}, "n_panels = 0: give a whole number from 1 to 16"),
         ({"prompt": "a fox", "n_panels": 1.5}, "n_panels = 1.5"),
@@ -93,7 +93,7 @@ def test_other_scripts_signs_and_lines_are_text():
     ({"method": 7}, "method = 7: give one of sequential, parallel"),
     ({"method": ["joint"]}, "method = ["),
     ({"image_size": True}, "image_size = True"), ({"exact_tokens": "yes"}, "exact_tokens = 'yes': give True or False"),
-    ({"colour": "red"}, "no parameter 'colour': use prompt, n_panels"), ({"\ud83e": 1}, "no parameter '\\ud83e'"),
+    ({"colour": "red"}, "unknown field 'colour': use prompt, n_panels"), ({"\ud83e": 1}, "unknown field '\\ud83e'"),
 ])
 def test_refuses_other_types_in_one_line(fields, says):
     with pytest.raises(ValueError) as error:
