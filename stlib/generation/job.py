@@ -25,6 +25,8 @@ def _readable(text):
     if isinstance(text, str) and (odd := UNREADABLE.search(text)):
         raise ValueError(f"its character {odd.start()} is {odd[0]!r}, a control character or half of a surrogate pair: "
                          "take it out, or give the whole character")
+    if isinstance(text, str) and len(text) > MAX_CHARS:
+        raise ValueError(f"{len(text)} characters, at most {MAX_CHARS} are allowed: shorten it")
     return text
 
 

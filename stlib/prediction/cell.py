@@ -99,7 +99,8 @@ class Campaign(Fields):
                     known("same_as", cell.same_as, own)
                 else:
                     process = arrival_process(cell.rate or 1.0, **self.process_of(cell.arrivals))
-                    process.sample(self.n_jobs, np.random.default_rng(0))  # a trace may be too short
+                    with within(f"n_jobs = {self.n_jobs} of {cell.arrivals}"):  # a trace may be too short
+                        process.sample(self.n_jobs, np.random.default_rng(0))
         return self
 
     @classmethod

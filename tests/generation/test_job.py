@@ -17,7 +17,7 @@ TIMES = {"llm_prefill": 0.1, "llm_decode": 1.0, "text_encoding": 0.1, "denoising
     [
         ({}, "prompt '' is empty: say what"),
         ({"prompt": "  "}, "is empty"),
-        ({"prompt": "x" * 10_000}, "give text of at most 1000 characters"),
+        ({"prompt": "x" * 10_000}, "10000 characters, at most 1000"),
         ({"prompt": 7}, "prompt = 7: give text of at most 1000 characters"),
         ({"prompt": "a fox", "n_panels": 0}, "n_panels = 0: give a whole number from 1 to 16"),
         ({"prompt": "a fox", "n_panels": 1.5}, "n_panels = 1.5"),

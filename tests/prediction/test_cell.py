@@ -175,7 +175,7 @@ def test_one_deadline_is_a_list_of_one(tmp_path):
 def test_a_trace_shorter_than_the_jobs_is_refused(tmp_path):
     (tmp_path / "trace.csv").write_text("at\n1\n2\n3\n")
     cell = Cell("images", "parallel", 1, "central", arrivals=str(tmp_path / "trace.csv"))
-    with pytest.raises(ValueError, match=r"cells\[1\]: n = 50 must be at most 3, the trace's length"):
+    with pytest.raises(ValueError, match=r"n_jobs = 50 of .*trace.csv: .*at most 3, the trace's length; ask for fewer"):
         small(cells={1: cell})
     plan = Campaign.from_yaml().but(n_jobs=3, cells={1: cell.but(rate=2.0)})
     _, arrival_s, lam = drawn(JobMix.from_yaml("images"), plan.process_of(cell.arrivals), 2.0, 1, 3)
