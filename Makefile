@@ -37,7 +37,7 @@ README_PICTURES := 01_strip_1 07_one_replica 08_predicted_vs_served
 # A kernel over plain TCP can be read by others on the machine, and warns of it.
 ENCRYPTED := --KernelManager.transport_encryption=auto
 
-GENERATION := $(wildcard stlib/generation/*.py) data/prompts.yml
+GENERATION := $(wildcard stlib/generation/*.py stlib/generation/methods/*.py) data/prompts.yml
 EXPERIMENT := stlib/settings.py $(wildcard stlib/experiment/*.py) $(wildcard data/mixes/*.yml)
 PREDICTION := $(wildcard stlib/prediction/*.py)
 SERVING := $(wildcard stlib/serving/*.py stlib/serving/workloads/*.py)

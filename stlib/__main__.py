@@ -21,8 +21,8 @@ MenuFile = Annotated[Path, typer.Option("--menu", help="what a method's name sta
 Method = Annotated[str, typer.Option(help="inference method")]
 Replicas = Annotated[int, ranged("replicas", int, "number of replicas", at_least=1)]
 Routing = Annotated[str, typer.Option(help="which replica a job goes to")]
-LLM = Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder")]
-LDM = Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: likewise")]
+LLM = Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder; 'none': captions alone")]
+LDM = Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: 'embedded', a hub name or a folder")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; in a replica cuda needs --gpus")]
 Precision = Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic")]
 Threads = Annotated[int, ranged("threads", int, "torch threads of a replica", at_least=1)]
@@ -92,7 +92,7 @@ def serve(
     fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
     busy = fitted.busy_speed(method, replicas)[replicas]
     estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
-    estimate({"prompt": "a fox"}, method)  # refuses a method that was not measured; the first request need not load
+    estimate(_small_job(llm), method)  # refuses a method that was not measured; the first request need not load
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher(spec, replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
@@ -111,8 +111,12 @@ def _spec(llm: str, ldm: str, device: str, precision: str, threads: int, gpus: f
     options = {"models": (models, {}), "device": (device, "auto"), "precision": (precision, "fp32")}
     spec = ReplicaSpec("story", {name: value for name, (value, usual) in options.items() if value != usual}, threads,
                        gpus)
-    spec.make().validate({"prompt": "a fox", "image_size": 128})  # refuses models that are not there
+    spec.make().validate(_small_job(llm) | {"image_size": 128})  # refuses models that are not there
     return spec
+
+
+def _small_job(llm: str) -> dict:
+    return {"captions": "a fox"} if llm == "none" else {"prompt": "a fox"}
 
 
 @app.command(cls=Command)

@@ -1,12 +1,32 @@
 import json
 
 import pytest
+import ray
 from hypothesis import settings
 
 from stlib import paths
+from stlib.serving.replica import ReplicaSpec
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
 settings.load_profile("untimed")
+
+
+SLOTS = 10  # more than cores: most of what is tested waits
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Ray, started once for all tests, since its start takes ten seconds; each test stops its own replicas."""
+    ray.init("local", num_cpus=SLOTS, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
+             _node_ip_address="127.0.0.1", object_store_memory=2**28)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def replicas(cluster):
+    """Three replicas that sleep."""
+    return [ReplicaSpec("sleep").start() for _ in range(3)]
 
 
 @pytest.fixture

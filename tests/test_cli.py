@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 
 from stlib import paths
 from stlib.__main__ import main
 from stlib.generation import METHODS
 from stlib.queueing.simulation import ROUTINGS
+from stlib.serving import replica
 
 sys.path.extend([str(paths.ROOT / "tests" / room) for room in ("prediction", "serving", "generation")])
 from served import fitted_costs
@@ -205,9 +205,9 @@ def test_a_trace_is_replayed_as_long_as_it_is(shell, fitted, tmp_path):
     (tmp_path / "three.csv").write_text("time,x\n0,1\n0.5,1\n1.0,1\n")
     replay = ["replay", "--mix", "images", "--arrivals", tmp_path / "three.csv", "--out", tmp_path / "out"]
     for jobs in ((), ("--jobs", 3), ("--jobs", 1)):  # all is right but the model, which is read next
-        assert "no file none.json" in shell(*replay, *jobs, "--costs", "none.json")[1]
+        assert "none.json holds no costs" in shell(*replay, *jobs, "--costs", "none.json")[1]
     assert re.search("n_jobs = 4 of .*three.csv: .*at most 3", shell(*replay, "--jobs", 4, *fitted)[1])
-    assert "no file none.json" in shell("replay", "--rate", 1, "--costs", "none.json")[1]
+    assert "none.json holds no costs" in shell("replay", "--rate", 1, "--costs", "none.json")[1]
     error = shell("replay", "--rate", 1, "--time-column", "when")[1]
     assert "arrivals 'poisson' have no parameter 'time_column'" in error
     assert "a trace ends" in shell("predict", "--rate", 1, "--arrivals", tmp_path / "three.csv", *fitted)[1]
@@ -255,16 +255,22 @@ def test_own_models_are_served(tiny_flux, tiny_llama):
             answer = service.send(body | {"steps": 1, "image_size": 64})
             assert answer.status_code == 200, answer.text
             assert len(answer.json()["panels"]) == 1
-        assert "multiples of 16" in service.send({"captions": ["a fox"], "image_size": 72}).text
+        assert "sizes that they draw are 64, 80" in service.send({"captions": ["a fox"], "image_size": 72}).text
+
+
+def test_pictures_are_served_without_an_llm(tiny_sd):
+    with Command("--ldm", str(tiny_sd), "--llm", "none") as service:
+        assert service.send({"captions": ["a fox"], "steps": 1}).status_code == 200
+        refused = service.send({"prompt": "a fox"})
+        assert refused.status_code == 422 and "no LLM is loaded" in refused.text and service.queue()["offered"] == 1
 
 
 @pytest.mark.slow
-def test_own_images_are_replayed(shell, tiny_sd, fitted, tmp_path):
+def test_own_images_are_replayed(cluster, shell, tiny_sd, fitted, tmp_path):
     mix = re.sub("(?m)^(steps|n_panels): .*", r"\1: [1, 2]", (paths.MIXES / "images.yml").read_text())
     (tmp_path / "mine.yml").write_text(mix.replace("steps: [1, 2]", "steps: [6, 8]"))
     told, code = shell("replay", "--ldm", tiny_sd, "--mix", tmp_path / "mine.yml", "--rate", 5, "--jobs", 12, "--out",
                        tmp_path, *fitted)
-    ray.shutdown()
     assert code == 0 and re.search(r"mean +\d+\.\d+ ", told)
     assert pd.read_parquet(tmp_path / "served" / "cell_0_run_1" / "served.parquet")["outcome"].eq("completed").all()
 
@@ -276,9 +282,9 @@ def test_own_images_are_replayed(shell, tiny_sd, fitted, tmp_path):
     (["--precision", "fp7"], "precision 'fp7'"), (["--threads", "0"], "threads must be .*at least 1, not 0"),
     (["--gpus", "-1"], "gpus must be at least 0, not -1"),
 ])
-def test_own_models_are_refused_before_ray_starts(shell, fitted, tmp_path, command, options, message):
-    ray.shutdown()  # of an earlier test
+def test_own_models_are_refused_before_ray_starts(shell, monkeypatch, fitted, tmp_path, command, options, message):
+    monkeypatch.setattr(replica, "start_ray", lambda: pytest.fail("Ray was started"))
     out = ["--out", tmp_path / "out"] if command[0] == "replay" else []
     error = shell(*command, *options, *out, *fitted)[1]
     assert re.search(f"^error: .*{message}", error) and "\n" not in error
-    assert not ray.is_initialized() and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

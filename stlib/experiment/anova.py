@@ -5,7 +5,7 @@ import pandas as pd
 import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 
-from stlib.experiment.design import check_estimable
+from stlib.experiment.design import check_estimable, formula
 
 
 def anova(rows: pd.DataFrame, terms: list[str], response: str = "run_s", covariates=("C(block, Sum)",), typ: int = 2):
@@ -20,7 +20,7 @@ def anova(rows: pd.DataFrame, terms: list[str], response: str = "run_s", covaria
     _check_response(rows, response)
     rows = rows.assign(**{name: rows[name].cat.remove_unused_categories() for name in rows.select_dtypes("category")})
     check_estimable(rows, terms, covariates)
-    coded = [":".join(f"C({factor}, Sum)" for factor in term.split(":")) for term in terms]
+    coded = formula(terms)
     fit = smf.ols(f"{response} ~ " + " + ".join([*coded, *covariates]), rows).fit()
     alone = fit.get_influence().hat_matrix_diag > 1 - 1e-9
     if alone.any():
@@ -42,5 +42,5 @@ def _check_response(rows: pd.DataFrame, response: str) -> None:
     if failed.any():
         raise ValueError(f"{response} = {value[failed][0]} in row {rows.index[failed.argmax()]}: leave out runs that "
                          f"failed ({failed.sum()} of {len(rows)})")
-    if len(rows) and np.ptp(value) == 0:
-        raise ValueError(f"{response} is {value[0]} in every row: there is no variance to analyse")
+    if len(found := set(value.tolist())) < 2:
+        raise ValueError(f"{response} is {[*found]} in {len(rows)} rows: there is no variance to analyse")

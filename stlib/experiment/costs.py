@@ -12,20 +12,20 @@ is the slope of the log residual on log f. r: the residual's law, kept as quanti
 """
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stlib.experiment.least_squares import between_sd, hc3, independent, slope_se, solve
+from stlib import paths
+from stlib.experiment.counts import VALUES, fit_laws, law, nearest_mean
+from stlib.experiment.least_squares import between_sd, hc3, independent, solve
 from stlib.experiment.machine import Level, draw_level, fit_level, lag_correlation, smoothed
 from stlib.serving.workloads import WORKLOADS
 
 LEVELS = np.linspace(0, 1, 201)  # at which the residual's quantiles are kept
-LAW_VALUES = 128  # of a random count's law, equally likely
 
 
 @dataclass(frozen=True)
@@ -86,30 +86,33 @@ class Costs:
         kind = WORKLOADS[workload]
         _check_rows(rows, kind)
         methods = tuple(sorted(rows["method"].unique()))
-        names, x = design_matrix(kind, rows, rows["method"].to_numpy(), methods, kind.known(rows))
+        columns = term_columns(kind, rows, rows["method"], methods, kind.known(rows))
+        names, x = list(columns), np.column_stack(list(columns.values()))
         kept = independent(x)
         names, x = [names[i] for i in kept], x[:, kept]
         if len(rows) <= x.shape[1]:
             raise ValueError(f"{len(rows)} rows for {x.shape[1]} parameters: measure more runs")
-        y, at_s, log_probe = _column(rows, "run_s"), _column(rows, "at_s"), np.log(_column(rows, "probe_s"))
-        level = fit_level(log_probe, at_s)
-        log_factor = smoothed(log_probe - log_probe.mean(), at_s, level)
-        beta, gamma = solve(x, y, log_factor)
+        y, at_s, probe_s = rows[["run_s", "at_s", "probe_s"]].to_numpy(float).T
+        middle = np.log(probe_s).mean()
+        level = fit_level(np.log(probe_s), at_s)
+        log_factor = smoothed(np.log(probe_s) - middle, at_s, level)
+        beta, gamma, gamma_se = solve(x, y, log_factor)
         mean = x @ beta
         ratio = y / (mean * np.exp(gamma * log_factor))
         spread = np.sqrt(len(rows) / (len(rows) - x.shape[1]))
         residual = np.quantile(1 + (ratio - 1) * spread, LEVELS)
-        return cls(workload, methods, tuple(names), beta, hc3(x / mean[:, None], ratio - 1), gamma,
-                   slope_se(log_factor, ratio), residual / _moment(residual, 1), lag_correlation(ratio - 1, at_s),
-                   level, float(np.exp(log_probe.mean())),
-                   rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
-                   {name: [float(v.min()), float(v.max())] for name, v in kind.ranged(rows).items()}, len(rows),
-                   _count_laws(kind, counts), between_sd(np.log(ratio), rows["process"]) if "process" in rows else 0.0)
+        return cls(
+            workload, methods, tuple(names), beta, hc3(x / mean[:, None], ratio - 1), gamma, gamma_se,
+            residual / _moment(residual, 1), lag_correlation(ratio - 1, at_s), level, float(np.exp(middle)),
+            probe_cost_s=rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
+            ranges={name: [float(v.min()), float(v.max())] for name, v in kind.ranged(rows).items()}, n_rows=len(rows),
+            counts={} if counts is None else fit_laws(kind.counts, counts),
+            process_sd=between_sd(np.log(ratio), rows["process"]) if "process" in rows else 0.0)
 
     def with_speed(self, contention: pd.DataFrame, dispatch_s: float = 0.0) -> "Costs":
         """The same with what busy replicas do to each other (the table of `machine.contention`) and `dispatch_s`."""
-        parts = {method: part.sort_values("busy") for method, part in contention.groupby("method")}
-        measured = {name: {method: part[column].tolist() for method, part in parts.items()}
+        of_method = contention.sort_values("busy").groupby("method", observed=True)
+        measured = {name: of_method[column].apply(list).to_dict()
                     for name, column in (("speed", "speed"), ("speed_se", "se"), ("probe_ratio", "probe_ratio"))}
         return replace(self, dispatch_s=dispatch_s, **measured)
 
@@ -121,12 +124,12 @@ class Costs:
         """
         kind = WORKLOADS[self.workload]
         _check_rows(rows, kind)
-        values = np.asarray(kind.terms(_mapping(rows) | kind.known(rows))[term], float)
+        values = term_columns(kind, rows, rows["method"], (), kind.known(rows))[term]
         if len(rows) < 10 or np.ptp(values) == 0:
             raise ValueError(f"{len(rows)} rows, their {term} from {values.min():g} to {values.max():g}: give at least "
                              "10 rows that vary it")
-        mean = self.mean_s(rows, rows["method"].to_numpy())
-        y = _column(rows, "run_s") / (mean * self.factor(rows["probe_s"]) ** self.gamma)
+        mean = self.mean_s(rows, rows["method"])
+        y = rows["run_s"].to_numpy() / (mean * self.factor(rows["probe_s"]) ** self.gamma)
         x = np.column_stack([np.ones(len(rows)), values / mean])
         level, slope = np.linalg.lstsq(x, y, rcond=None)[0]  # level: what the probes leave of these processes' speed
         covariance = np.pad(self.covariance, (0, 1))
@@ -156,7 +159,7 @@ class Costs:
         Raises ValueError for a method or a kind of job that was not measured.
         """
         self._check(jobs, method)
-        means = {count: law.mean(axis=1) for count, law in self._laws(jobs, method).items()}
+        means = {count: values.mean(axis=1) for count, values in self._laws(jobs).items()}
         return self._seconds(jobs, method, means) * np.asarray(factor, float) ** self.gamma
 
     def estimate(self, job: Mapping, method: str) -> float:
@@ -165,9 +168,9 @@ class Costs:
         Raises ValueError for a method that was not measured.
         """
         self._check_methods([method])
-        counts = dict(WORKLOADS[self.workload].known(job))
-        for count in [count for count, known in counts.items() if np.isnan(known)]:
-            counts[count] = self._law(count, {**job, "method": method}, nearest=True).mean()
+        kind = WORKLOADS[self.workload]
+        counts = {count: nearest_mean(self.counts.get(count, {}), job, kind.counts[count]) if np.isnan(known) else known
+                  for count, known in kind.known(job).items()}
         return float(self._seconds(job, method, counts))
 
     def sample_s(self, jobs: pd.DataFrame, method, rng: np.random.Generator, draws: int | None = None, factor=1.0,
@@ -178,16 +181,11 @@ class Costs:
         """
         self._check(jobs, method)
         shape, drawn = (len(jobs),) if draws is None else (draws, len(jobs)), {}
-        for count, law in self._laws(jobs, method).items():
-            known = law.shape[1] == 1
-            drawn[count] = law[:, 0] if known else law[np.arange(len(jobs)), rng.integers(law.shape[1], size=shape)]
+        for count, values in self._laws(jobs).items():
+            known = values.shape[1] == 1
+            drawn[count] = values[:, 0] if known else values[np.arange(len(jobs)), rng.integers(VALUES, size=shape)]
         residual = np.interp(rng.random(shape), LEVELS, self.residual_within if within else self.residual)
         return self._seconds(jobs, method, drawn) * residual * np.asarray(factor, float) ** self.gamma
-
-    def prediction_interval(self, jobs: pd.DataFrame, method, factor=1.0, level: float = 0.95) -> np.ndarray:
-        """Lower and upper bound, (2, n), within which a job's time lies with probability `level`."""
-        draws = self.sample_s(jobs, method, np.random.default_rng(0), draws=4000, factor=factor)
-        return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
     def moments(self, jobs: pd.DataFrame, method: str) -> MixMoments:
         """Moments of the work of a job drawn from `jobs`, at factor 1, without probes.
@@ -195,14 +193,13 @@ class Costs:
         By the law of total variance: E[T^p] is the mean over jobs of E[T^p | job], counts and residual integrated out.
         """
         self._check(jobs, method)
-        laws, kind = self._laws(jobs, method), WORKLOADS[self.workload]
-        apart = {count: law[:, np.random.default_rng(i).permutation(law.shape[1])]  # independent of the others
-                 for i, (count, law) in enumerate(laws.items())}
+        laws = self._laws(jobs)
+        apart = {count: values[:, np.random.default_rng(i).permutation(values.shape[1])]  # independent of the others
+                 for i, (count, values) in enumerate(laws.items())}
         work = self._seconds({name: values[:, None] for name, values in _mapping(jobs).items()}, method, apart)
         first, second, third = (np.mean(work**p) * _moment(self.residual, p) for p in (1, 2, 3))
-        names, x = design_matrix(kind, jobs, np.full(len(jobs), method), self.methods,
-                                 {count: law.mean(axis=1) for count, law in laws.items()})
-        x = x[:, [names.index(term) for term in self.terms]].mean(axis=0)
+        columns = self._columns(jobs, method, {count: values.mean(axis=1) for count, values in laws.items()})
+        x = np.array([np.mean(columns[term]) for term in self.terms])
         return MixMoments(first, float(np.sqrt(x @ self.covariance @ x)), second / first**2 - 1, third)
 
     def busy_speed(self, method: str, k: int) -> np.ndarray:
@@ -237,12 +234,9 @@ class Costs:
 
     def to_json(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        scratch.write_text(json.dumps(text, indent=1) + "\n")
-        return scratch.replace(path)
+        with paths.whole(Path(path)) as file:
+            file.write_text(json.dumps(asdict(self), indent=1, default=np.ndarray.tolist) + "\n")
+        return Path(path)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Costs":
@@ -252,44 +246,27 @@ class Costs:
             arrays = {name: np.array(given[name], float) for name in ("beta", "covariance", "residual")}
             tuples = {name: tuple(given[name]) for name in ("methods", "terms")}
             return cls(**given | {"level": Level(*given["level"])} | arrays | tuples)
-        except FileNotFoundError as error:
-            raise ValueError(f"no file {path}: name one that is there, or run notebooks 05 and 08, which measure it") \
-                from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            wanted = ", ".join(one.name for one in fields(cls))
-            raise ValueError(f"{path} holds no costs of this version ({error}): give a costs.json with {wanted}; "
-                             "notebooks 05 and 08 measure one") from error
+            raise ValueError(f"{path} holds no costs of this version ({error}): give a costs.json, or run notebooks "
+                             "05 and 08, which measure one") from error
+
+    def _columns(self, job, method, counts: Mapping) -> dict:
+        return term_columns(WORKLOADS[self.workload], job, method, self.methods, counts)
 
     def _seconds(self, job, method, counts: Mapping):
         """The mean, given the counts; job: a table, or a mapping of numbers or arrays."""
-        cost, total = dict(zip(self.terms, self.beta, strict=True)), 0.0
-        for name, values in WORKLOADS[self.workload].terms(_mapping(job) | counts).items():
-            own = _of_each(method, lambda one, name=name: cost.get(name, cost.get(f"{name}[{one}]", 0.0)))
-            total = total + own * values
-        return total
+        columns = self._columns(job, method, counts)
+        return sum(cost * columns[term] for term, cost in zip(self.terms, self.beta, strict=True))
 
-    def _laws(self, jobs: pd.DataFrame, method) -> dict[str, np.ndarray]:
-        """For each count its equally likely values for each job, (n, values)."""
-        laws = {}
-        for count, known in WORKLOADS[self.workload].known(jobs).items():
-            laws[count], random = np.asarray(known, float)[:, None], np.flatnonzero(np.isnan(known))
-            if len(random):
-                laws[count], named = np.repeat(laws[count], LAW_VALUES, axis=1), jobs.assign(method=method)
-                for i in random:
-                    laws[count][i] = self._law(count, named.iloc[i])
+    def _laws(self, jobs: pd.DataFrame) -> dict[str, np.ndarray]:
+        """For each count its equally likely values for each job, (n, VALUES), or (n, 1) if all are known."""
+        laws, kind = {}, WORKLOADS[self.workload]
+        for count, known in kind.known(jobs).items():
+            random = np.isnan(known)
+            laws[count] = np.repeat(known[:, None], VALUES if random.any() else 1, axis=1)
+            for i in np.flatnonzero(random):
+                laws[count][i] = law(self.counts.get(count, {}), count, jobs.iloc[i], kind.counts[count])
         return laws
-
-    def _law(self, count: str, job: Mapping, nearest: bool = False) -> np.ndarray:
-        names, known = WORKLOADS[self.workload].counts[count], self.counts.get(count, {})
-        key = _key(names, job)
-        if nearest and not known:
-            return np.array([float(job[names[-1]])])  # the most it can be
-        if key not in known and not nearest:
-            there = "; ".join(known) or "none"
-            raise ValueError(f"{count} of jobs with {', '.join(names)} = {key} was not measured (known: {there}): "
-                             "give `fit` rows of such jobs as `counts`")
-        key = key if key in known else min(known, key=lambda other: _apart(key, other))
-        return np.quantile(known[key], (np.arange(LAW_VALUES) + 0.5) / LAW_VALUES, method="inverted_cdf")
 
     def _while_busy(self, measured: dict[str, list[float]], method: str, k: int) -> np.ndarray:
         if method not in measured and k > 1:
@@ -313,49 +290,24 @@ class Costs:
                                  "measure such jobs and fit again")
 
 
-def design_matrix(kind, jobs, method, methods, counts: Mapping) -> tuple[list[str], np.ndarray]:
-    """Names and columns, (n, terms), of a workload's terms: the shared ones, then the others once for each method.
+def term_columns(kind, job, method, methods, counts: Mapping) -> dict:
+    """A workload's terms by name: the shared ones, then the others once for each of the methods, 0 but under it.
 
-    kind: of WORKLOADS. method: (n,) names. counts: what the run told, (n,) each.
+    kind: of WORKLOADS. job: a table, or a mapping of numbers or arrays. method: one name or one a job. counts: what
+    only the run tells.
     """
-    terms = kind.terms(_mapping(jobs) | counts)
-    columns = {name: terms[name] for name in terms if name in kind.shared}
-    columns |= {f"{name}[{one}]": values * (method == one)
-                for one in methods for name, values in terms.items() if name not in kind.shared}
-    return list(columns), np.column_stack([np.broadcast_to(column, len(jobs)) for column in columns.values()])
-
-
-def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
-    return rows[name].to_numpy(float)
+    terms = kind.terms(_mapping(job) | counts)
+    of_method = {one: np.asarray(method) == one for one in methods}
+    return {name: terms[name] for name in terms if name in kind.shared} | {
+        f"{name}[{one}]": values * of_method[one]
+        for one in methods for name, values in terms.items() if name not in kind.shared}
 
 
 def _mapping(job) -> dict:
     return {name: job[name].to_numpy() for name in job} if isinstance(job, pd.DataFrame) else dict(job)
 
 
-def _of_each(method, cost):
-    """cost(name): of one name a number, of an array of names an array."""
-    if isinstance(method, str):
-        return cost(method)
-    known = {one: cost(one) for one in set(method)}
-    return np.array([known[one] for one in method])
-
-
-def _key(names, job: Mapping) -> str:
-    return ", ".join(value if isinstance(value := job[name], str) else f"{value:g}" for name in names)
-
-
-def _apart(one: str, other: str) -> float:
-    """How unlike two keys are: words first, then numbers by their ratio."""
-    total = 0.0
-    for a, b in zip(one.split(", "), other.split(", "), strict=True):
-        total += abs(np.log((float(a) + 1) / (float(b) + 1))) if a[0].isdigit() and b[0].isdigit() else 1e3 * (a != b)
-    return total
-
-
 def _check_rows(rows: pd.DataFrame, kind) -> None:
-    if len(rows) == 0:
-        raise ValueError("no rows to fit: measure some runs first")
     ranged = kind.ranged(rows)
     numbers = np.column_stack([rows[["run_s", "probe_s", "at_s"]].to_numpy(float), *ranged.values()])
     if not np.isfinite(numbers).all() or (rows[["run_s", "probe_s"]].to_numpy() <= 0).any():
@@ -373,11 +325,3 @@ def _moment(quantiles, p: int) -> float:
     """E[r**p] of the law whose quantile function is linear between LEVELS."""
     grid = (np.arange(20_000) + 0.5) / 20_000
     return float(np.mean(np.interp(grid, LEVELS, quantiles) ** p))
-
-
-def _count_laws(kind, rows: pd.DataFrame | None) -> dict[str, dict[str, list[int]]]:
-    if rows is None:
-        return {}
-    return {count: {_key(names, dict(zip(names, key, strict=True))): sorted(int(one) for one in group)
-                    for key, group in rows.groupby(list(names))[count]}
-            for count, names in kind.counts.items() if count in rows}

@@ -3,9 +3,8 @@
 A term is a factor's name or an interaction such as "method:steps".
 """
 
-import re
 import string
-from itertools import combinations, product
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +26,7 @@ def full_factorial(levels: dict[str, list]) -> pd.DataFrame:
     Raises ValueError for a factor with fewer than two different levels.
     """
     _check_levels(levels)
-    coded = fullfact([len(values) for values in levels.values()]).astype(int)
-    return pd.DataFrame({name: [values[i] for i in coded[:, column]]
-                         for column, (name, values) in enumerate(levels.items())})
+    return _decoded(fullfact([len(values) for values in levels.values()]), levels)
 
 
 def fractional_factorial(levels: dict[str, list], generators: dict[str, list[str]]) -> pd.DataFrame:
@@ -45,14 +42,12 @@ def fractional_factorial(levels: dict[str, list], generators: dict[str, list[str
         if len(values) != 2:
             raise ValueError(f"{name} has {len(values)} levels {values}: a fraction is of two-level factors; "
                              "give two, or use full_factorial")
-    unknown = {name for word in [*generators.values(), generators] for name in word} - set(levels)
-    if unknown or not all(set(word) <= set(base) and len(set(word)) == len(word) for word in generators.values()):
+    if set(generators) - set(levels) or not all(set(word) <= set(base) and len(set(word)) == len(word)
+                                                for word in generators.values()):
         raise ValueError(f"generators {generators} must define factors of {list(levels)} from different ones of {base}")
     letters = dict(zip(base, string.ascii_lowercase, strict=False))
     words = ["".join(letters[part] for part in generators.get(name, [name])) for name in levels]
-    coded = (fracfact(" ".join(words)) > 0).astype(int)
-    return pd.DataFrame({name: [values[i] for i in coded[:, column]]
-                         for column, (name, values) in enumerate(levels.items())})
+    return _decoded(fracfact(" ".join(words)) > 0, levels)
 
 
 def terms_up_to(factors: list[str], order: int = 2) -> list[str]:
@@ -60,42 +55,46 @@ def terms_up_to(factors: list[str], order: int = 2) -> list[str]:
     return [":".join(group) for size in range(1, order + 1) for group in combinations(factors, size)]
 
 
-def aliases(design: pd.DataFrame, terms: list[str]) -> dict[str, list[str]]:
+def aliases(design: pd.DataFrame, terms: list[str], covariates=()) -> dict[str, list[str]]:
     """For each term those of the others that the design cannot tell from it, wholly or in part.
 
-    Two terms are aliased when their columns (deviation coding, centred) span a common direction.
+    Two terms are aliased when their columns (deviation coding, centred) span a common direction. Arguments and errors
+    as of `check_estimable`.
     """
-    return _aliases({term: _columns(design, term) for term in terms})
+    columns = {term: part - part.mean(axis=0) for term, part in _columns(design, terms, covariates).items()}
+    ranks = {term: np.linalg.matrix_rank(part) for term, part in columns.items()}
+    found = {term: [] for term in columns}
+    for one, other in permutations(columns, 2):
+        if np.linalg.matrix_rank(np.hstack([columns[one], columns[other]])) < ranks[one] + ranks[other]:
+            found[one].append(other)
+    return found
+
+
+def formula(terms: list[str]) -> list[str]:
+    """The terms of a formula: all factors are categories in deviation coding, as type III sums of squares need it."""
+    return [":".join(f"C({factor}, Sum)" for factor in term.split(":")) for term in terms]
 
 
 def check_estimable(design: pd.DataFrame, terms: list[str], covariates=()) -> None:
     """Raise ValueError unless a linear model of a constant, `terms` and `covariates` can be fitted to the runs.
 
-    covariates: terms of a formula, such as "C(block, Sum)" or "log_factor". Refused are a term or covariate that is
-    missing somewhere or does not vary, one that is aliased (the alias is named), combinations without a run, and fewer
-    rows than parameters.
+    terms: an interaction's factors are among them too. covariates: terms of a formula, such as "C(block, Sum)" or
+    "log_factor". Refused are a term or covariate that is missing somewhere or does not vary, one that is aliased (the
+    alias is named), combinations without a run, and fewer rows than parameters.
     """
-    for name in dict.fromkeys(part for term in terms for part in term.split(":")):
-        if name not in design:
-            raise ValueError(f"unknown factor {name!r}: the design has {', '.join(design.columns)}")
-        if design[name].isna().any():
-            raise ValueError(f"{name} is missing in {design[name].isna().sum()} rows: leave out runs that failed")
-        if design[name].nunique() < 2:
-            raise ValueError(f"{name} has one level, {', '.join(map(repr, design[name].unique()))}: its effect cannot "
-                             "be seen; give two")
-    columns = {term: _columns(design, term) for term in terms}
-    columns |= {re.sub(r"^C\((\w+).*\)$", r"\1", name): _covariate(design, name) for name in covariates}
+    columns = _columns(design, terms, covariates)
     matrix = np.column_stack([np.ones(len(design)), *columns.values()])
     if len(design) < matrix.shape[1]:
         raise ValueError(f"{len(design)} rows for {matrix.shape[1]} parameters: add runs or leave terms out")
     if np.linalg.matrix_rank(matrix) == matrix.shape[1]:
         return
     for term in terms:
-        levels = [design[name].unique() for name in term.split(":")]
-        if empty := set(product(*levels)) - set(zip(*(design[name] for name in term.split(":")), strict=True)):
-            raise ValueError(f"{term} has no run with {', '.join(map(str, sorted(empty, key=str)[0]))}: add such runs, "
-                             f"or leave {term} out")
-    for term, others in _aliases(columns).items():
+        factors = term.split(":")
+        runs = design[factors].astype("category").groupby(factors, observed=False).size()
+        if (runs == 0).any():
+            raise ValueError(f"{term} has no run with {', '.join(map(str, runs.idxmin()))}: add such runs, or leave "
+                             f"{term} out")
+    for term, others in aliases(design, terms, covariates).items():
         if others:
             raise ValueError(f"{term} is aliased with {', '.join(others)}: leave one out or add runs that separate "
                              "them")
@@ -160,34 +159,22 @@ def _check_levels(levels: dict[str, list]) -> None:
                              "put a constant among the fixed values")
 
 
-def _columns(design: pd.DataFrame, term: str) -> np.ndarray:
-    """The term's columns in deviation coding: (rows, product over its factors of levels - 1)."""
-    columns = np.ones((len(design), 1))
-    for name in term.split(":"):
-        level, levels = pd.factorize(design[name])
-        coded = np.eye(len(levels))[level]
-        coded = coded[:, :-1] - coded[:, -1:]
-        columns = (columns[:, :, None] * coded[:, None, :]).reshape(len(design), -1)
-    return columns
+def _decoded(coded: np.ndarray, levels: dict[str, list]) -> pd.DataFrame:
+    return pd.DataFrame({name: [values[int(i)] for i in column]
+                         for (name, values), column in zip(levels.items(), coded.T, strict=True)})
 
 
-def _covariate(design: pd.DataFrame, name: str) -> np.ndarray:
-    """The columns of a term of a formula, each scaled to its spread."""
+def _columns(design: pd.DataFrame, terms: list[str], covariates) -> dict[str, np.ndarray]:
+    """The columns (rows, ...) of each term and covariate, scaled to their spread."""
+    names = dict(zip([*terms, *covariates], [*formula(terms), *covariates], strict=True))
     try:
-        columns = np.asarray(patsy.dmatrix(name, design, NA_action="raise"))[:, 1:]
+        matrix = patsy.dmatrix(" + ".join(names.values()), design, NA_action="raise")
     except patsy.PatsyError as error:
-        raise ValueError(f"covariate {name}: {error.message}; the rows have {', '.join(design.columns)}") from None
-    if not columns.size or not np.isfinite(columns).all() or (np.ptp(columns, axis=0) == 0).any():
-        raise ValueError(f"covariate {name} is infinite or does not vary: leave it out of the covariates")
-    return columns / columns.std(axis=0)
-
-
-def _aliases(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
-    return {term: [other for other in columns if other != term and _share_direction(columns[term], columns[other])]
-            for term in columns}
-
-
-def _share_direction(one: np.ndarray, other: np.ndarray) -> bool:
-    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
-    ranks = [np.linalg.matrix_rank(columns) for columns in (one, other, np.column_stack([one, other]))]
-    return ranks[2] < ranks[0] + ranks[1]
+        where = error.origin.relevant_code() if error.origin else "the design"
+        raise ValueError(f"{where}: {error.message}; leave out runs that failed, and name columns of "
+                         f"the rows: {', '.join(design.columns)}") from None
+    columns = {name: np.asarray(matrix)[:, matrix.design_info.term_name_slices[code]] for name, code in names.items()}
+    for name, part in columns.items():
+        if not part.size or not np.isfinite(part).all() or (np.ptp(part, axis=0) == 0).any():
+            raise ValueError(f"{name} is infinite or does not vary: give two values or more, or leave it out")
+    return {name: part / part.std(axis=0) for name, part in columns.items()}

@@ -16,23 +16,25 @@ def independent(x: np.ndarray) -> list[int]:
     return kept
 
 
-def solve(x: np.ndarray, y: np.ndarray, log_factor: np.ndarray) -> tuple[np.ndarray, float]:
-    """beta (terms,) and gamma of y = exp(gamma * log_factor) * (x @ beta), with relative errors.
+def solve(x: np.ndarray, y: np.ndarray, log_factor: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """beta (terms,), gamma and its standard error of y = exp(gamma * log_factor) * (x @ beta), with relative errors.
 
     Each by least squares given the other, until they stand; beta's rows weigh 1 / (x @ beta)**2. x: (n, terms),
     y: (n,) seconds. Raises ValueError if a mean is not positive or the fit does not settle.
     """
-    gamma, mean = 1.0, y
+    gamma, mean, centred = 1.0, y, log_factor - log_factor.mean()
+    squares = max(centred @ centred, 1e-12)  # of a constant factor no slope
     for _ in range(200):
         adjusted = y / np.exp(gamma * log_factor)
         beta = np.linalg.lstsq(x / mean[:, None], adjusted / mean, rcond=None)[0]
         if (x @ beta <= 0).any():
             raise ValueError("the fit predicts a time that is not positive: the rows' levels are too few or too noisy")
-        step = _slope(log_factor, np.log(adjusted / (x @ beta)))
+        log_ratio = np.log(adjusted / (x @ beta))
+        step = centred @ log_ratio / squares
         change = abs(step) + np.abs(x @ beta / mean - 1).max()
         gamma, mean = gamma + step, x @ beta
         if change < 1e-9:
-            return beta, float(gamma)
+            return beta, float(gamma), float(np.std(log_ratio) / np.sqrt(squares))
     raise ValueError("the fit did not settle: check the rows for outliers")
 
 
@@ -42,12 +44,6 @@ def hc3(x: np.ndarray, residual: np.ndarray) -> np.ndarray:
     leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
     weighted = x * (residual / (1 - np.minimum(leverage, 0.999)))[:, None]
     return inverse @ (weighted.T @ weighted) @ inverse
-
-
-def slope_se(log_factor, ratio) -> float:
-    """Standard error of gamma; ratio: (n,), measured over fitted."""
-    spread = ((log_factor - log_factor.mean()) ** 2).sum()
-    return float(np.std(np.log(ratio)) / np.sqrt(spread)) if spread > 1e-12 else 0.0
 
 
 def between_sd(values, groups) -> float:
@@ -60,8 +56,3 @@ def between_sd(values, groups) -> float:
         return 0.0
     excess = np.var([part.mean() for part in parts], ddof=1) - np.mean([part.var() / len(part) for part in parts])
     return float(np.sqrt(max(excess, 0.0)))
-
-
-def _slope(x, y) -> float:
-    centred = x - x.mean()
-    return float(centred @ y / (centred @ centred)) if centred @ centred > 1e-12 else 0.0

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import cycle, islice
 
 import numpy as np
@@ -46,13 +45,11 @@ class FreshReplicas:
 
     A process keeps the memory it was given, and with it about a percent of its speed, for its life: runs that are to
     speak for any process are spread over many. The products get `process`, an id of the replicas that no others have:
-    a measurement that is resumed does so in another process. spec: what each replica is, but for its threads, or a
-    workload's name.
+    a measurement that is resumed does so in another process. workload: a name of the registry.
     """
 
-    def __init__(self, spec: ReplicaSpec | str, runs: int | None = None, menu: dict | None = None):
-        self.spec = ReplicaSpec(spec) if isinstance(spec, str) else spec
-        self.runs, self.menu, self.handles = runs, menu, {}
+    def __init__(self, workload: str, runs: int | None = None, menu: dict | None = None):
+        self.workload, self.runs, self.menu, self.handles = workload, runs, menu, {}
         self.stop()
 
     def __call__(self, row: dict) -> dict:
@@ -65,7 +62,7 @@ class FreshReplicas:
     def handle(self, threads: int = 1):
         """The handle of the replica with so many threads, started if it is not there."""
         if threads not in self.handles:
-            self.handles[threads] = replace(self.spec, threads=threads).start()
+            self.handles[threads] = ReplicaSpec(self.workload, threads=threads).start()
         return self.handles[threads]
 
     def stop(self) -> None:

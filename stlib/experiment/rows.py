@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 import uuid
@@ -33,16 +34,11 @@ class Store:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._rows = {row["key"]: row for row in self._read()}
-
-    def _read(self) -> list[dict]:
-        if not self.path.exists():
-            return []
-        whole = self.path.read_bytes()
+        whole = self.path.read_bytes() if self.path.exists() else b""
         end = whole.rfind(b"\n") + 1
         if end < len(whole):
             os.truncate(self.path, end)
-        return [json.loads(line) for line in whole[:end].splitlines()]
+        self._rows = {row["key"]: row for row in map(json.loads, whole[:end].splitlines())}
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -95,7 +91,7 @@ def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weigh
     `run(row)` does the work of one row (a dict of plain values) and returns what it measured, times in seconds. A row
     is kept while all these are the same: what it asks for (its columns but WHEN and empty values, its method as what
     the `menu` says it stands for), the models' `weights` (their hash, or one for each row) and the `code` it runs
-    (roots of `code_hash`, with the row's method).
+    (files of `code_hash`, with the row's method).
     Prints how many rows were kept and how many measured. Raises ValueError for a plan that repeats a row.
     """
     planned, code = _records(plan), tuple(code)
@@ -164,6 +160,5 @@ def _git(*arguments: str) -> str:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    named = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return named[1] if named else platform.processor()

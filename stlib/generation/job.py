@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stlib import paths
-from stlib.generation.illustrator import METHODS
 from stlib.generation.loading import PRECISIONS
+from stlib.generation.methods import METHODS
 from stlib.settings import FieldError, Fields, many, one_of, whole
 
 MAX_CHARS, MAX_PANELS = 1000, 16

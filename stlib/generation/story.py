@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
@@ -30,12 +31,9 @@ Subject: a girl and a kite on the beach
 4. The girl hugs the kite and smiles.
 
 Subject:"""
-NOT_FIRST = frozenset(
-    word
-    for words in ("and or of who that which", "is are was were", "in on at with to from by for", "the a an")
-    for word in words.split()
-)
-STOP_MARKS = ".!?\n"
+NOT_FIRST = {"and", "or", "of", "who", "that", "which", "is", "are", "was", "were", "in", "on", "at", "with", "to",
+             "from", "by", "for", "the", "a", "an"}
+STOP_MARKS = ".!?"
 DETERMINER = re.compile(r"^(an?|the|one|some|my|your|his|her|our|their)\s+", re.IGNORECASE)
 TEMPERATURE, TOP_K = 0.6, 40
 MAX_OPENING_BYTES = 32  # it is read anew for every panel, and a token is at least a byte
@@ -69,7 +67,7 @@ def prompt_ids(tokenizer, prompt: str) -> list[int]:
     return tokenizer(" " + " ".join(prompt.split()), add_special_tokens=False).input_ids
 
 
-def check_context(config, tokenizer, prompt: str, n_panels: int, llm_tokens: int) -> None:
+def check_context(tokenizer, config, prompt: str, n_panels: int, llm_tokens: int) -> None:
     """Raise FieldError if frame, prompt and story are longer than the context of the LLM of that configuration."""
     context = getattr(config, "max_position_embeddings", None)
     begins = tokenizer(f"\n{n_panels}. {opening(prompt)}", add_special_tokens=False).input_ids
@@ -90,62 +88,44 @@ class StoryWriter:
     def __init__(self, model, tokenizer, keep_prefix: bool = True):
         self.model, self.tokenizer, self.keep_prefix = model.eval(), tokenizer, keep_prefix
         texts = [_plain(t) for t in tokenizer.convert_ids_to_tokens(range(model.config.vocab_size))]
-        stop = [any(mark in text for mark in STOP_MARKS) for text in texts]
-        starts_word = [t[:1] == " " and t[1:].isalpha() and t[1:].lower() not in NOT_FIRST for t in texts]
-        if not any(starts_word):  # a tokenizer without leading spaces
-            starts_word = [t.isalpha() and t.lower() not in NOT_FIRST for t in texts]
-        self._stop = torch.tensor(stop)
-        self._stop[_end_ids(model)] = True
-        self._starts_word = torch.tensor(starts_word)
+        ends = np.ravel(model.generation_config.eos_token_id)  # none, one or several
+        self._ends_line = {*ends.tolist(), *(i for i, text in enumerate(texts) if "\n" in text)}
+        self._stops = self._ends_line.union(i for i, text in enumerate(texts) if set(STOP_MARKS) & set(text))
+        words = [text[1:] if text.startswith(" ") else "" for text in texts]
+        if not any(map(str.isalpha, words)):  # a tokenizer without leading spaces
+            words = texts
+        self._not_first = torch.tensor([not word.isalpha() or word.lower() in NOT_FIRST for word in words])
         self._frame_ids = tokenizer(FRAME).input_ids
         self._frame_cache = DynamicCache(config=model.config)
         if keep_prefix:
             self._forward(self._frame_ids, self._frame_cache)
 
-    def write(
-        self,
-        prompt: str,
-        n_panels: int,
-        llm_tokens: int,
-        seed: int,
-        exact_tokens: bool = False,
-        on_token: Callable[[int, int], None] | None = None,
-    ) -> Story:
+    def write(self, prompt: str, n_panels: int, llm_tokens: int, seed: int, exact_tokens: bool = False,
+              on_token: Callable[[int, int], None] = lambda done, total: None) -> Story:
         """`n_panels` sentences about `prompt` in at most (`exact_tokens`: exactly) `llm_tokens` decoded tokens.
 
         A sentence ends at its stop mark or at its share: the tokens left over the panels left. on_token(done, total)
         is called after each token. Raises ValueError if the prompt is longer than the model's context.
         """
-        check_context(self.model.config, self.tokenizer, prompt, n_panels, llm_tokens)
-        start = prompt_ids(self.tokenizer, prompt)
+        check_context(self.tokenizer, self.model.config, prompt, n_panels, llm_tokens)
+        begins, start = opening(prompt), prompt_ids(self.tokenizer, prompt)
         generator = torch.Generator().manual_seed(seed)
-        began = time.monotonic()
+        marks, sentences, used, done = [time.monotonic()], [], [], 0
         cache = copy.deepcopy(self._frame_cache)  # holds the frame, or nothing yet
-        frame = [] if self.keep_prefix else self._frame_ids
-        logits = self._forward(frame + start + self._ids(f"\n1. {opening(prompt)}"), cache)
-        prefilled = time.monotonic()
-        sentences, used, done = [], [], 0
+        unread = start if self.keep_prefix else self._frame_ids + start
         for panel in range(n_panels):
-            share = (llm_tokens - done) // (n_panels - panel)
+            logits = self._forward(unread + self._ids(f"\n{panel + 1}. {begins}"), cache)
+            marks.append(time.monotonic())
             tokens = []
+            share = (llm_tokens - done) // (n_panels - panel)
             for token in self._decode(logits, cache, share, used, generator, exact_tokens):
                 tokens.append(token)
                 done += 1
-                if on_token:
-                    on_token(done, llm_tokens)
+                on_token(done, llm_tokens)
             used.append(tokens[0])
-            sentences.append(self._sentence(prompt, tokens))
-            if panel + 1 < n_panels:
-                last = [] if self._ends_line(tokens[-1]) else tokens[-1:]
-                logits = self._forward(last + self._ids(f"\n{panel + 2}. {opening(prompt)}"), cache)
-        return Story(tuple(sentences), done, prefilled - began, time.monotonic() - prefilled, len(start))
-
-    def perplexity(self, text: str) -> float:
-        """exp of the mean negative log likelihood a token of `text`, the first token given."""
-        ids = torch.tensor([self._ids(text)], device=self.model.device)
-        with torch.inference_mode():
-            logits = self.model(ids).logits[0, :-1].float()
-        return torch.nn.functional.cross_entropy(logits, ids[0, 1:]).exp().item()
+            unread = [] if tokens[-1] in self._ends_line else tokens[-1:]
+            sentences.append(" ".join((begins + self.tokenizer.decode(tokens, skip_special_tokens=True)).split()))
+        return Story(tuple(sentences), done, marks[1] - marks[0], time.monotonic() - marks[1], len(start))
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -158,35 +138,21 @@ class StoryWriter:
         return output.logits[0, -1].float().cpu()
 
     def _decode(self, logits, cache, share: int, used: list[int], generator, exact: bool) -> Iterator[int]:
-        """One sentence's tokens: `share` of them, or fewer if a stop mark comes and `exact` is false."""
+        """One sentence's tokens, top-k sampled: `share` of them, or fewer if a stop mark comes and `exact` is false.
+
+        used: the first tokens of earlier sentences, which this one does not begin with.
+        """
+        logits = logits.masked_fill(self._not_first, -torch.inf)
+        logits[used] = -torch.inf
         for i in range(share):
-            token = self._sample(logits, generator, None if i else used)
+            values, ids = logits.topk(min(TOP_K, int(logits.isfinite().sum())))
+            token = ids[torch.multinomial((values / TEMPERATURE).softmax(0), 1, generator=generator)].item()
             yield token
-            if i + 1 == share or (self._stop[token] and not exact):
+            if i + 1 == share or (token in self._stops and not exact):
                 return
             logits = self._forward([token], cache)
-
-    def _sample(self, logits, generator, used_first=None) -> int:
-        """Top-k sampling; `used_first` (a sentence's first token only): the first tokens of earlier sentences."""
-        if used_first is not None:
-            logits = logits.masked_fill(~self._starts_word, -torch.inf)
-            logits[used_first] = -torch.inf
-        values, ids = logits.topk(min(TOP_K, int(logits.isfinite().sum())))
-        return ids[torch.multinomial((values / TEMPERATURE).softmax(0), 1, generator=generator)].item()
-
-    def _sentence(self, prompt: str, tokens: list[int]) -> str:
-        text = opening(prompt) + self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return " ".join(text.split())
-
-    def _ends_line(self, token: int) -> bool:
-        return token in _end_ids(self.model) or "\n" in _plain(self.tokenizer.convert_ids_to_tokens(token))
 
 
 def _plain(token: str) -> str:
     """A vocabulary entry with byte-level BPE's and SentencePiece's signs for space and newline resolved."""
     return (token or "").replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n").replace("<0x0A>", "\n")
-
-
-def _end_ids(model) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

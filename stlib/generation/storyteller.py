@@ -3,17 +3,19 @@
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import diffusers
 import torch
 import transformers
 
-from stlib.generation import illustrator, loading
-from stlib.generation.illustrator import METHODS, Method
+from stlib.generation import loading
+from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
 from stlib.generation.loading import PRECISIONS
+from stlib.generation.methods import METHODS
+from stlib.generation.models import NO_LLM
 from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
 from stlib.settings import FieldError, known
 
@@ -31,13 +33,14 @@ class Storyteller:
 
     def __init__(self, models: dict, device: str, precision: str, llm_dtype: str):
         self.models, self.device, self.precision, self.llm_dtype = models, device, precision, llm_dtype
-        self._writer, self._pipes = None, {}
+        self._pipes = {}
 
     @classmethod
-    def from_pretrained(
-        cls, models: str | dict = "embedded", device: str = "auto", precision: str = "fp32", llm_dtype: str = "auto"
-    ) -> "Storyteller":
+    def from_pretrained(cls, models: str | dict = "embedded", device: str = "auto", precision: str = "fp32",
+                        llm_dtype: str = "auto") -> "Storyteller":
         """A storyteller over 'embedded' models, or {"llm": ..., "ldm": ...}: each 'embedded', a folder or a hub name.
+
+        An llm of None, or 'none', is not there: captions are drawn, and a prompt is refused.
 
         device: auto (CUDA when there), cpu, cuda. precision: the LDM's weights and arithmetic, fp32, fp16 or bf16.
         llm_dtype: the LLM's, or auto: bf16 where the processor computes in it.
@@ -50,15 +53,18 @@ class Storyteller:
         known("llm_dtype", llm_dtype, ("auto", *PRECISIONS))
         device = loading.choose_device(device)
         llm_dtype = loading.choose_llm_dtype(device) if llm_dtype == "auto" else llm_dtype
-        models = {role: str(models.get(role, "embedded")) for role in ("llm", "ldm")}
+        models = {role: str(models.get(role, "embedded") or NO_LLM) for role in ("llm", "ldm")}
         return cls(models, device, precision, llm_dtype)
 
     @property
+    def has_llm(self) -> bool:
+        """Whether there is an LLM to tell a prompt's story."""
+        return self.models["llm"] != NO_LLM
+
+    @cached_property
     def writer(self) -> StoryWriter:
         """The LLM in its frame, loaded at first use."""
-        if self._writer is None:
-            self._writer = StoryWriter(*loading.load_llm(self.models["llm"], self.device, self.llm_dtype))
-        return self._writer
+        return StoryWriter(*loading.load_llm(self.models["llm"], self.device, self.llm_dtype))
 
     @property
     def pipe(self):
@@ -86,12 +92,16 @@ class Storyteller:
         return loading.load_tokenizer(self.models["llm"])
 
     @cached_property
-    def _multiple(self) -> int:
-        return loading.size_multiple(self.models["ldm"])
+    def _sizes(self) -> Sequence[int]:
+        """Pixels a side of the pictures that a job may ask for and these models draw."""
+        if self.models["ldm"] == "embedded":
+            return EMBEDDED_SIZES
+        multiple = loading.size_multiple(self.models["ldm"])
+        return [size for size in range(64, 2049, 8) if size % multiple == 0]
 
     def load(self) -> "Storyteller":
-        """Load both models now, so that the first job's times are like the others'."""
-        _ = self.writer, self.pipe
+        """Load the models now, so that the first job's times are like the others'."""
+        _ = self.pipe, self.has_llm and self.writer
         return self
 
     def tell(self, job: StoryJob, on_progress: Callable[[str, int, int], None] | None = None) -> StoryResult:
@@ -106,54 +116,41 @@ class Storyteller:
         precision = job.precision or self.precision
         pipe, writer = self.pipe_of(METHODS[job.method].weights, precision), self.writer if job.prompt else None
         began = time.monotonic()
-        story = Story()
-        if writer:
-            story = writer.write(job.prompt, job.n_panels, job.llm_tokens, job.seed, job.exact_tokens,
-                                 lambda done, total: report("story", done, total))  # fmt: skip
+        story = Story() if writer is None else writer.write(
+            job.prompt, job.n_panels, job.llm_tokens, job.seed, job.exact_tokens, partial(report, "story"))
         captions = job.captions or story.sentences
         drawing = self._draw(pipe, job, captions, report)
-        timings = {
-            "llm_prefill": story.prefill_s,
-            "llm_decode": story.decode_s,
-            "text_encoding": drawing.text_encoding_s,
-            "denoising": drawing.denoising_s,
-            "vae_decode": drawing.vae_decode_s,
-            "total": time.monotonic() - began,
-        }
+        timings = {"llm_prefill": story.prefill_s, "llm_decode": story.decode_s,
+                   "text_encoding": drawing.text_encoding_s, "denoising": drawing.denoising_s,
+                   "vae_decode": drawing.vae_decode_s, "total": time.monotonic() - began}
         return StoryResult(" ".join(story.sentences), captions, drawing.panels, timings, story.tokens_run,
                            len(drawing.denoising_s), job, self.provenance() | {"precision": precision},
-                           story.prompt_tokens)  # fmt: skip
+                           story.prompt_tokens)
 
     def check(self, job: StoryJob) -> None:
         """Raise FieldError, a ValueError, for what these models cannot do; loads no weights."""
         panels = METHODS[known("method", job.method, self.methods)].panels
         if panels not in (None, job.n_panels):
             raise FieldError(f"n_panels = {job.n_panels}: {job.method} draws {panels} at once", "n_panels")
-        self._check_size(job.image_size)
+        size = job.image_size
+        if size != "auto" and size not in self._sizes:
+            nearest = sorted(sorted(self._sizes, key=lambda one: abs(one - size))[:4])
+            raise FieldError(f"image_size = {size}: these models do not draw it; the nearest sizes that they draw are "
+                             f"{', '.join(map(str, nearest))}", "image_size")
         if job.prompt:
             self._check_prompt(job)
 
-    def _check_size(self, size: int | str) -> None:
-        if size == "auto":
-            return
-        if self.models["ldm"] == "embedded":
-            if size not in EMBEDDED_SIZES:
-                allowed = ", ".join(map(str, EMBEDDED_SIZES))
-                raise FieldError(f"image_size = {size}: the embedded model draws {allowed}", "image_size")
-        elif size % self._multiple:
-            below = size // self._multiple * self._multiple
-            raise FieldError(f"image_size = {size}: this pipeline draws multiples of {self._multiple}, so give "
-                             f"{below or self._multiple} or {below + self._multiple}", "image_size")
-
     def _check_prompt(self, job: StoryJob) -> None:
+        if not self.has_llm:
+            raise FieldError(f"prompt = {job.prompt[:30]!r}, but no LLM is loaded: give captions alone, or serve with "
+                             "--llm", "prompt")
         if self.models["llm"] == "embedded" and len(job.prompt.encode()) <= MAX_PROMPT_TOKENS:
             return  # a token is at least a byte: no need to load the tokenizer
         tokens = self.prompt_tokens(job.prompt)
         if tokens > MAX_PROMPT_TOKENS:
             raise FieldError(f"prompt has {tokens} tokens of the LLM, at most {MAX_PROMPT_TOKENS} are allowed: shorten "
                              "it (emoji and other scripts than Latin take several tokens a character)", "prompt")
-        tokenizer, config = self._reader
-        check_context(config, tokenizer, job.prompt, job.n_panels, job.llm_tokens)
+        check_context(*self._reader, job.prompt, job.n_panels, job.llm_tokens)
 
     def _draw(self, pipe, job, captions, report):
         done = 0
@@ -163,7 +160,8 @@ class Storyteller:
             done += panels
             report("pictures", done, job.steps * job.n_panels)
 
-        return illustrator.draw(pipe, job.method, captions, self._options(job), job.seed, on_step)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # a fresh one: they carry state
+        return METHODS[job.method].draw(pipe, captions, self._options(job), job.seed, on_step)
 
     def resolve(self, job: StoryJob) -> dict:
         """The job's fields with these models' own size and guidance where it leaves them open; loads nothing."""
@@ -174,30 +172,23 @@ class Storyteller:
 
     def _options(self, job: StoryJob) -> dict:
         """The pipeline's keyword arguments for this job."""
-        embedded = self.models["ldm"] == "embedded"
-        size = 128 if embedded and job.image_size == "auto" else job.image_size
-        guidance = EMBEDDED_GUIDANCE if embedded and job.guidance_scale is None else job.guidance_scale
         options = {"num_inference_steps": job.steps}
-        if size != "auto":
-            options |= {"height": size, "width": size}
-        if guidance is not None:
-            options["guidance_scale"] = guidance
+        if self.models["ldm"] == "embedded":
+            options |= {"height": 128, "width": 128, "guidance_scale": EMBEDDED_GUIDANCE}
+        if job.image_size != "auto":
+            options |= {"height": job.image_size, "width": job.image_size}
+        if job.guidance_scale is not None:
+            options["guidance_scale"] = job.guidance_scale
         return options
 
     def _warn_of_language(self, job: StoryJob) -> None:
         text = " ".join((job.prompt, *(job.captions or ())))
-        letters = [char for char in text if char.isalpha()]
-        foreign = [char for char in letters if "LATIN" not in unicodedata.name(char, "")]
-        if "embedded" in self.models.values() and 2 * len(foreign) > len(letters):
+        latin = ["LATIN" in unicodedata.name(char, "") for char in text if char.isalpha()]
+        if "embedded" in self.models.values() and 2 * sum(latin) < len(latin):
             warnings.warn(f"{text[:40]!r} is not in Latin letters: the embedded models know English only", stacklevel=3)
 
     def provenance(self) -> dict:
         """Models, types, threads and versions."""
-        return {
-            "models": self.models,
-            "device": self.device,
-            "precision": self.precision,
-            "llm_dtype": self.llm_dtype,
-            "threads": torch.get_num_threads(),
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers, diffusers)},
-        }
+        return {"models": self.models, "device": self.device, "precision": self.precision, "llm_dtype": self.llm_dtype,
+                "threads": torch.get_num_threads(),
+                "versions": {module.__name__: module.__version__ for module in (torch, transformers, diffusers)}}

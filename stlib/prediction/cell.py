@@ -20,7 +20,7 @@ from stlib.experiment.costs import Costs
 from stlib.experiment.jobs import JobMix, drawn
 from stlib.experiment.measure import WARM_UP, run_on, side_by_side
 from stlib.experiment.rows import key_of, provenance
-from stlib.experiment.sources import code_hash, in_replica
+from stlib.experiment.sources import SERVED, code_hash, in_replica
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.predict import MixWork, System, declared_speed, estimator
 from stlib.queueing.arrivals import arrival_process
@@ -156,8 +156,8 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     name = plan["arrivals"]["name"]
     key = key_of(campaign.model_dump(exclude={"cells", "arrivals", "menu"}), cell.model_dump(exclude_none=True), number,
                  plan, Path(name).read_text("utf-8") if name.endswith(".csv") else None, chosen, mix, costs, spec,
-                 spec.weights_hash(),
-                 code_hash("stlib.prediction.cell.run_cell", *in_replica(spec.workload), method=chosen.get("method")))
+                 spec.make().weights_hash(),
+                 code_hash(*SERVED, *in_replica(spec.workload), method=chosen.get("method")))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")

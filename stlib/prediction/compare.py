@@ -79,19 +79,17 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     known = {name: cell[name] for name in ("cell", "run", "method", "replicas", "routing", "rho", "n_jobs", "seed")}
     known |= {"workload": cell["mix"], "arrivals": cell["arrivals"]["name"],
               "rho_realised": table["service_s"].sum() / (plain_of.k * arrival_s[-1])}
-    rows = []
-    for name in traced.columns:
-        metric, _, slo = name.partition("_")
-        low, median, high = anew[name].quantile([0.025, 0.5, 0.975])
-        traced_low, traced_high = traced[name].quantile([0.025, 0.975])
-        rows.append(known | {
-            "metric": metric, "slo_s": float(slo or "nan"), "served": served[name], "traced": traced[name].mean(),
-            "traced_lo": traced_low, "traced_hi": traced_high, "plain": plain[name].mean(),
-            "recursion": recursed[name], "formula": formula.get(name, np.nan),
-            "beforehand_lo": low, "beforehand_median": median, "beforehand_hi": high,
-            "quantile": _rank(served[name], anew[name]), "quantile_given_arrivals": _rank(served[name], given[name]),
-            "overhead": served[name] - recursed[name]})
-    return pd.DataFrame(rows)[list(COLUMNS)]
+    at = served[traced.columns]
+    rows = pd.DataFrame({
+        "served": at, "traced": traced.mean(), "traced_lo": traced.quantile(0.025), "traced_hi": traced.quantile(0.975),
+        "plain": plain.mean(), "recursion": recursed, "formula": pd.Series(formula, dtype=float),
+        "beforehand_lo": anew.quantile(0.025), "beforehand_median": anew.median(),
+        "beforehand_hi": anew.quantile(0.975), "quantile": (anew.lt(at).mean() + anew.le(at).mean()) / 2,
+        "quantile_given_arrivals": (given.lt(at).mean() + given.le(at).mean()) / 2, "overhead": served - recursed,
+    }, index=traced.columns)
+    names = [name.partition("_") for name in rows.index]
+    rows = rows.assign(**known, metric=[name for name, _, _ in names], slo_s=[float(s or "nan") for *_, s in names])
+    return rows[list(COLUMNS)].reset_index(drop=True)
 
 
 def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFrame | None = None) -> tuple:
@@ -103,17 +101,16 @@ def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFr
     method, k = cell["method"], cell["replicas"]
     mean = costs.moments(jobs, method)
     parts = (costs.process_sd / np.sqrt(k), mean.mean_se_s / mean.mean_s, costs.busy_speed_se(method, k))
-    before, after, probe_s = cell.get("factor", 1.0)**costs.gamma, {}, None
+    before, after, probe_s = {"level": cell.get("factor", 1.0)**costs.gamma}, {}, None
     if calibration is not None:
         ahead, around = (Calibration.fit(rows, costs, method)
                          for rows in (calibration[calibration["when"] == "before"], calibration))
-        before, probe_s = ahead.level, around.probe_s
-        after = {"level": around.level, "level_se": around.se}
+        before, after = ({"level": one.level, "level_se": one.se} for one in (ahead, around))
+        probe_s = around.probe_s
     plain = System.of(costs, cell["mix"], method, k, seed=[cell["seed"], 1], routing=cell["routing"],
                       arrivals=cell["arrivals"], level_se=float(np.linalg.norm(parts)), probing=True,
-                      declared=before / declared_speed(cell, costs))
-    ahead = replace(plain, level=before) if calibration is None else replace(plain, level=before, level_se=ahead.se)
-    return plain, ahead, replace(plain, **after), probe_s
+                      declared=before["level"] / declared_speed(cell, costs))
+    return plain, replace(plain, **before), replace(plain, **after), probe_s
 
 
 def error_split(rows: pd.DataFrame) -> pd.DataFrame:
@@ -127,8 +124,3 @@ def error_split(rows: pd.DataFrame) -> pd.DataFrame:
     parts = chain.diff(axis=1).iloc[:, 1:].set_axis(["approximation", "sampling", "machine", "service fit", "overhead"],
                                                     axis=1)
     return pd.concat([rows[["cell", "run", "metric", "slo_s"]], parts], axis=1)
-
-
-def _rank(value: float, draws: pd.Series) -> float:
-    """The share of draws below the value, equal ones counted half."""
-    return float(((draws < value).mean() + (draws <= value).mean()) / 2)

@@ -62,14 +62,10 @@ def after_idle(start_s, finish_s, replica) -> np.ndarray:
 
     Times in seconds and replicas, (runs, n), in any order of the columns.
     """
-    order = np.argsort(start_s, axis=1, kind="stable")
+    order = np.lexsort((start_s, replica))
     start_s, finish_s, replica = (np.take_along_axis(one, order, axis=1) for one in (start_s, finish_s, replica))
-    idle = np.zeros(start_s.shape, bool)
-    for one in range(replica.max() + 1):
-        here = replica == one
-        last = np.maximum.accumulate(np.where(here, finish_s, -np.inf), axis=1)
-        before = np.concatenate([np.full((len(last), 1), -np.inf), last[:, :-1]], axis=1)
-        idle |= here & (start_s - before > IDLE_S)
+    idle = np.ones(order.shape, bool)  # the first of a replica follows nothing
+    idle[:, 1:] = (start_s[:, 1:] - finish_s[:, :-1] > IDLE_S) | (replica[:, 1:] != replica[:, :-1])
     out = np.empty_like(idle)
     np.put_along_axis(out, order, idle, axis=1)
     return out
@@ -223,14 +219,12 @@ class System:
         """
         if self.arrivals["name"] != "poisson" or len(self.methods) > 1 or (self.k > 1 and self.routing != "central"):
             return None
-        mean_s, level = float(self.work.mean[0]) * self.level + self.costs.dispatch_s, self.level
-        if self.probing:
-            mean_s += self._probes_s(rate, n)
-        mean_s /= self.speed[self.k]
-        if rate * mean_s >= self.k:
+        probes_s = self._probes_s(rate, n) if self.probing else 0.0
+        mean_s = float(self.work.mean[0]) * self.level + self.costs.dispatch_s + probes_s
+        if rate * mean_s >= self.k * self.speed[self.k]:
             return None
-        return formulas.mgk(rate, mean_s, float(self.work.variance[0]) * (level / self.speed[self.k] / mean_s) ** 2,
-                            self.k)
+        scv_s = float(self.work.variance[0]) * (self.level / mean_s) ** 2
+        return formulas.mgk(rate, mean_s / self.speed[self.k], scv_s, self.k)
 
     def _probes_s(self, rate: float, n: int) -> float:
         """Mean seconds of a job's probes, by 50 runs."""

@@ -14,8 +14,8 @@ import pandas as pd
 from stlib.queueing import checks
 from stlib.queueing.times import read_times, refuse_bad_times
 
-LAWS = ("gamma", "hyperexponential", "lognormal", "deterministic")
-LEAST_SCV = 1e-9  # of a law that is not deterministic
+LAWS = ("gamma", "hyperexponential", "lognormal")
+LEAST_SCV = 1e-9  # below, no law can be told from a constant
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,10 @@ class Poisson:
     """Poisson arrivals at `rate` per second."""
 
     rate: float
+    scv = 1.0  # no field: it is that of every Poisson process
 
     def __post_init__(self):
         checks.positive(rate=self.rate)
-
-    @property
-    def scv(self) -> float:
-        """SCV of the inter-arrival times, 1."""
-        return 1.0
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return the first n arrival times, (n,) seconds."""
@@ -43,7 +39,7 @@ class Renewal:
     """Independent inter-arrival times of one `law` out of LAWS, mean 1 / `rate` seconds and squared CV `scv`.
 
     The first arrival comes one whole inter-arrival time after time zero. The hyper-exponential has two branches
-    of balanced means and needs scv >= 1; the deterministic law needs scv = 0, gamma and lognormal scv > 0.
+    of balanced means and needs scv >= 1; at scv = 0 the others are a clock.
     """
 
     rate: float
@@ -53,29 +49,24 @@ class Renewal:
     def __post_init__(self):
         checks.positive(rate=self.rate)
         checks.nonnegative(scv=self.scv)
-        if self.law not in LAWS:
-            raise ValueError(f"law = {self.law!r} must be one of {LAWS}")
-        if (self.scv < LEAST_SCV) != (self.law == "deterministic"):
-            raise ValueError(
-                f"scv = {self.scv} must be 0 for the deterministic law, at least {LEAST_SCV} for the others"
-            )
-        if self.law == "hyperexponential" and self.scv < 1:
-            raise ValueError(f"scv = {self.scv} must be at least 1 for a hyper-exponential law; use gamma below")
+        if self.law not in LAWS or (self.law == "hyperexponential" and self.scv < 1):
+            raise ValueError(f"law = {self.law!r}, scv = {self.scv}: the law must be one of {LAWS}, and not "
+                             "hyperexponential for an SCV below 1; use gamma there")
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return the first n arrival times, (n,) seconds."""
         n = checks.whole(n=n)
         mean, scv = 1 / self.rate, self.scv
-        if self.law == "gamma":
+        if scv < LEAST_SCV:
+            gaps = np.full(n, mean)
+        elif self.law == "gamma":
             gaps = rng.gamma(1 / scv, scv * mean, n)
         elif self.law == "lognormal":
             gaps = rng.lognormal(math.log(mean) - math.log1p(scv) / 2, math.sqrt(math.log1p(scv)), n)
-        elif self.law == "hyperexponential":
+        else:
             share = (1 + math.sqrt((scv - 1) / (scv + 1))) / 2
             first = rng.random(n) < share
             gaps = rng.exponential(1.0, n) * np.where(first, mean / (2 * share), mean / (2 * (1 - share)))
-        else:
-            gaps = np.full(n, mean)
         return gaps.cumsum()
 
 
@@ -127,10 +118,8 @@ class MMPP2:
     @property
     def scv(self) -> float:
         """Refused: inter-arrival times of an MMPP are correlated."""
-        raise ValueError(
-            "an MMPP2 has correlated inter-arrival times, and a formula fed their SCV alone would predict too short "
-            "waits; describe it by idc(t), and simulate"
-        )
+        raise ValueError("an MMPP2 has correlated inter-arrival times, and a formula fed their SCV alone would predict "
+                         "too short waits; describe it by idc(t), and simulate")
 
     def idc(self, t) -> np.ndarray | float:
         """Return Var N(t) / E N(t) for windows of `t` seconds (scalar or array), started at any moment. Exact.
@@ -212,18 +201,18 @@ class Trace:
 
 
 def arrival_process(rate: float | None, name: str = "poisson", *, scv: float | None = None, idc: float | None = None,
-                    time_column: str | None = None, unit: str | None = None, **unknown):
+                    time_column: str | None = None, unit: str | None = None):
     """The arrival process of that rate which these parameters describe.
 
     None: Poisson, called so. scv alone: Renewal, with gamma inter-arrival times. scv and idc: MMPP2. A name that ends
     in .csv: this trace, read as by `Trace.from_csv`, stretched to the rate unless that is None. Raises ValueError for
-    parameters that are unknown, out of range, or of another kind of process.
+    parameters that are out of range or of another kind of process.
     """
     traced = name.endswith(".csv")
-    foreign = {"scv": scv, "idc": idc} if traced else {"time_column": time_column, "unit": unit}
-    if wrong := [*unknown, *(key for key, value in foreign.items() if value is not None)]:
-        allowed = "a trace takes time_column and unit" if traced else "a process takes scv and idc, a trace is a .csv"
-        raise ValueError(f"arrivals {name!r} have no parameter {wrong[0]!r}: {allowed}")
+    foreign = (scv, idc) if traced else (time_column, unit)
+    if foreign != (None, None):
+        raise ValueError(f"arrivals {name!r} cannot have {foreign}: a trace, a .csv file, takes time_column and unit, "
+                         "any other process scv and idc")
     if traced:
         trace = Trace.from_csv(name, time_column, unit)
         if rate is None:
@@ -231,11 +220,10 @@ def arrival_process(rate: float | None, name: str = "poisson", *, scv: float | N
         checks.positive(rate=rate)
         return Trace(trace.arrival_s * trace.rate / rate)
     checks.nonnegative(**{key: value for key, value in (("scv", scv), ("idc", idc)) if value is not None})
-    if scv is None and (name != "poisson" or idc is not None):
-        raise ValueError(f"arrivals {name!r} state no scv: give the SCV of the inter-arrival times, and idc if these "
-                         "are correlated; only arrivals named poisson need neither")
-    if name == "poisson" and not {scv, idc} <= {None, 1}:
-        raise ValueError(f"arrivals 'poisson' have scv = idc = 1, not scv = {scv}, idc = {idc}; give them another name")
-    if scv in (None, 1) and idc in (None, 1):
+    random = {scv, idc} <= {None, 1}
+    if (name == "poisson" and not random) or (name != "poisson" and scv is None):
+        raise ValueError(f"arrivals {name!r} cannot have scv = {scv}, idc = {idc}: those named poisson have 1 and 1, "
+                         "stated or not; others state the SCV of their inter-arrival times, and idc if correlated")
+    if random:
         return Poisson(rate)
-    return Renewal(rate, scv, "gamma" if scv else "deterministic") if idc is None else MMPP2.fit(rate, scv, idc)
+    return Renewal(rate, scv) if idc is None else MMPP2.fit(rate, scv, idc)

@@ -132,7 +132,7 @@ def mgk(lam: float, mean_s: float, scv_s: float, k: int) -> QueueMetrics:
 def _power(lam: float, mean_s: float, k: int) -> float:
     """The exponent of `mgk` that makes it exact for Erlang service of two phases."""
     constant, exponential = mdk(lam, mean_s, k).wq, mmk(lam, 1 / mean_s, k).wq
-    erlang2 = mphk(lam, PhaseType.erlang(2, mean_s), k).wq
+    erlang2 = mphk(lam, PhaseType.from_moments(mean_s, 0.5), k).wq
     if not constant < erlang2 < exponential:  # waits so short that rounding orders them
         return 1.0
     return -math.log2((erlang2 - constant) / (exponential - constant))

@@ -41,41 +41,14 @@ part = _jit(forceinline=True, _nrt=False)
 def simulate_rows(first, last, arrival, work, k, rules, rows):
     """Simulate the independent runs first ... last - 1; every array of one entry a job has shape (runs, jobs)."""
     n = arrival.shape[1]
-    plain = rules.routing == CENTRAL and rules.speed.size == rules.order.size == 0 and rules.max_waiting >= n
     for m in range(first, last):
         run_rules = Rules(rules.routing, rules.policy, rules.speed, rules.max_waiting,
                           rules.estimate[m], rules.ties[m], rules.expiry[m], rules.order[m])  # fmt: skip
         run_rows = Rows(rows.start[m], rows.finish[m], rows.service[m], rows.replica[m],
                         rows.method[m], rows.n_outstanding[m], rows.outcome[m])  # fmt: skip
         state = State(np.zeros(k), np.full(k, -1), np.zeros(k), np.zeros(k, np.int64), np.full(k, -1), np.full(k, -1),
-                      np.full(0 if plain else n, -1, np.int32))  # fmt: skip
-        if plain:
-            _first_come_first_served(arrival[m], work[m], run_rules, run_rows, state)
-        else:
-            _simulate(arrival[m], work[m], run_rules, run_rows, state)
-
-
-@_jit(_nrt=False)
-def _first_come_first_served(arrival, work, rules, rows, state):
-    """One run of a central queue that every job stays in: job by job (J. Kiefer and J. Wolfowitz, 1955), no events.
-
-    The order at equal times is that of `_simulate`: who starts at a departure does not see those who arrive then.
-    """
-    arrived = 0
-    for i in range(arrival.size):
-        r = 0
-        for q in range(1, state.target.size):
-            if state.target[q] < state.target[r]:
-                r = q
-        start = max(arrival[i], state.target[r])
-        arrived = max(arrived, i + 1)
-        while arrived < arrival.size and arrival[arrived] < start:
-            arrived += 1
-        outstanding = arrived - i
-        for q in range(state.target.size):
-            outstanding += q != r and (state.target[q] > start or state.target[q] == start > arrival[i])
-        _start(i, r, outstanding, start, start, work, rules, state, rows)
-        rows.finish[i] = state.target[r]
+                      np.full(n, -1, np.int32))  # fmt: skip
+        _simulate(arrival[m], work[m], run_rules, run_rows, state)
 
 
 @_jit(_nrt=False)
@@ -136,8 +109,7 @@ def _arrive(i, t, v, waiting, work, rules, state, rows):
     else:
         state.after[state.tail[q]] = i
     state.tail[q] = i
-    if rules.routing != CENTRAL:
-        rows.replica[i] = r
+    rows.replica[i] = r  # of a central queue: whichever, until it starts
     if rules.routing == LEAST_WORK:
         state.declared[r] += rules.estimate[i]
     return WAITS

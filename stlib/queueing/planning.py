@@ -20,10 +20,8 @@ def max_rate(metric: Callable[[float], float], target: float, capacity: float, *
     checks.positive(target=target, capacity=capacity)
     meets, misses = capacity * 1e-6, capacity
     if not metric(meets) <= target:
-        raise ValueError(
-            f"target = {target} is below {metric(meets):.6g}, what an almost empty system gives; "
-            "ask for more than that, or make the service shorter"
-        )
+        raise ValueError(f"target = {target} is below {metric(meets):.6g}, what an almost empty system gives; ask for "
+                         "more than that, or make the service shorter")
     while misses - meets > rtol * meets:
         middle = (meets + misses) / 2
         meets, misses = (middle, misses) if metric(middle) <= target else (meets, middle)

@@ -20,29 +20,12 @@ BATCH_JOBS = 1_000_000  # of finite_run: about 100 MB
 LEAST_RUNS = 40  # with fewer, the 2.5 and 97.5 % quantiles lie beyond the smallest and the largest run
 LEAST_REPLICATIONS = 10  # with fewer, nothing would show that their mean is far from normal
 
-_CODES = {
-    "central": kernels.CENTRAL,
-    "jsq": kernels.JSQ,
-    "least_work": kernels.LEAST_WORK,
-    "round_robin": kernels.ASSIGNED,
-}
-ROUTINGS = tuple(_CODES)
+ROUTINGS = ("central", "jsq", "least_work", "round_robin")  # in the order of the kernels' codes
 
 
-def simulate(
-    arrival_s,
-    work_s,
-    k: int,
-    *,
-    routing: str = "central",
-    methods: Sequence[str] = ("only",),
-    policy=None,
-    work_estimate_s=None,
-    speed=None,
-    max_waiting: int | None = None,
-    deadline_s=None,
-    rng: np.random.Generator | None = None,
-) -> pd.DataFrame:
+def simulate(arrival_s, work_s, k: int, *, routing: str = "central", methods: Sequence[str] = ("only",), policy=None,
+             work_estimate_s=None, speed=None, max_waiting: int | None = None, deadline_s=None,
+             rng: np.random.Generator | None = None) -> pd.DataFrame:  # fmt: skip
     """Simulate n jobs on k replicas, empty at first, until the last job has left; returns the job table.
 
     arrival_s: (n,), in order of time, seconds. work_s: (n,) or (n, methods): seconds job i takes on a replica, under
@@ -87,9 +70,8 @@ def recursion(arrival_s, service_s, replica, start_s=None) -> pd.DataFrame:
     service = service[:, 0]
     replica, recorded = np.asarray(replica), arrival if start_s is None else np.asarray(start_s, float)
     if replica.shape != arrival.shape or replica.dtype.kind not in "iu" or replica.min() < 0:
-        raise ValueError(
-            f"replica {replica} must be {arrival.size} whole numbers >= 0, one a job: leave out jobs that never started"
-        )
+        raise ValueError(f"replica {replica} must be {arrival.size} whole numbers >= 0, one a job: leave out jobs that "
+                         "never started")
     if recorded.shape != arrival.shape or not np.isfinite(recorded).all():
         raise ValueError(f"start_s {recorded} must be {arrival.size} finite seconds: leave out jobs that never started")
     rows = _empty_rows(1, arrival.size, replica)
@@ -105,9 +87,8 @@ def recursion(arrival_s, service_s, replica, start_s=None) -> pd.DataFrame:
     return _table(arrival_s, rows, ("only",))
 
 
-def finite_run(
-    draw: Callable, k: int, n_runs: int, rng: np.random.Generator, *, slo_s: Sequence[float] = (), **simulate_options
-) -> pd.DataFrame:
+def finite_run(draw: Callable, k: int, n_runs: int, rng: np.random.Generator, *, slo_s: Sequence[float] = (),
+               **simulate_options) -> pd.DataFrame:  # fmt: skip
     """The metrics of n_runs independent runs of n jobs, each started empty: the law of what one such run will show.
 
     draw: draw(rng, m) gives, for m runs, arrivals (m, n), work (m, n) or (m, n, methods), and estimates (m, n) or
@@ -139,40 +120,25 @@ def replication_interval(values, level: float = 0.95) -> tuple[float, float]:
     Raises ValueError for fewer than 10 replications or a value that is not finite.
     """
     values = np.asarray(values, float)
-    if values.ndim != 1 or values.size < LEAST_REPLICATIONS or not np.isfinite(values).all():
-        raise ValueError(
-            f"values has shape {values.shape}: an interval needs at least {LEAST_REPLICATIONS} replications, all finite"
-        )
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}: it must lie between 0 and 1, for instance 0.95")
+    if values.ndim != 1 or values.size < LEAST_REPLICATIONS or not np.isfinite(values).all() or not 0 < level < 1:
+        raise ValueError(f"values has shape {values.shape}, level is {level}: an interval needs at least "
+                         f"{LEAST_REPLICATIONS} replications, all finite, and a level between 0 and 1, such as 0.95")
     half = stats.t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
     return float(values.mean() - half), float(values.mean() + half)
 
 
 def _table(arrival_s, rows: Rows, methods) -> pd.DataFrame:
     """The job table of the one run in `rows`; columns that are equal share their memory (copy on write)."""
-    start, finish, service, replica, method, n_outstanding, outcome = (column[0] for column in rows)
-    n = start.size
-    arrival, finish = pd.Series(np.array(arrival_s, float)), pd.Series(finish, copy=False)
+    run = Rows(*(column[0] for column in rows))
+    n = run.start.size
+    arrival, finish = pd.Series(np.array(arrival_s, float)), pd.Series(run.finish, copy=False)
     named = partial(pd.Categorical.from_codes, validate=False)
-    return job_table(
-        {
-            "job_id": np.arange(n),
-            "workload": named(np.zeros(n, np.int8), ["simulated"]),
-            "scheduled_s": arrival,
-            "arrival_s": arrival,
-            "start_s": start,
-            "finish_s": finish,
-            "reply_s": finish,
-            "service_s": service,
-            "probe_s": np.full(n, np.nan),
-            "replica": replica,
-            "method": named(method, list(methods)),
-            "n_outstanding": n_outstanding,
-            "attempt": np.ones(n, np.int8),
-            "outcome": named(outcome, OUTCOMES),
-        }
-    )
+    return job_table({
+        "job_id": np.arange(n), "workload": named(np.zeros(n, np.int8), ["simulated"]), "scheduled_s": arrival,
+        "arrival_s": arrival, "start_s": run.start, "finish_s": finish, "reply_s": finish, "service_s": run.service,
+        "probe_s": np.nan, "replica": run.replica, "method": named(run.method, list(methods)),
+        "n_outstanding": run.n_outstanding, "attempt": 1, "outcome": named(run.outcome, OUTCOMES),
+    })  # fmt: skip
 
 
 def run_jobs(arrival, work, estimate, k, *, routing="central", methods=("only",), policy=None, speed=None,
@@ -184,21 +150,15 @@ def run_jobs(arrival, work, estimate, k, *, routing="central", methods=("only",)
     if routing not in ROUTINGS:
         raise ValueError(f"routing {routing!r} is unknown; choose one of {ROUTINGS}")
     if routing == "least_work" and (estimate.size == 0 or policy is not None):
-        raise ValueError(
-            "least_work needs work_estimate_s, (n,), and no policy: an estimate must not depend on the method chosen "
-            "later; give the estimates and one method, or take jsq"
-        )
-    code = _CODES[routing]
-    rules = kernels.Rules(
-        code,
-        _check_policy(policy, methods, work.shape[2]),
-        _check_speed(speed, k),
-        max_waiting,
-        estimate,
-        _tie_breaks(code, k, runs, n, rng),
-        *_expiries(arrival, deadline_s),
-    )
-    rows = _empty_rows(runs, n, np.arange(n) % k if code == kernels.ASSIGNED else -1)
+        raise ValueError("least_work needs work_estimate_s, (n,), and no policy: an estimate must not depend on the "
+                         "method chosen later; give the estimates and one method, or take jsq")
+    ties = np.empty((runs, 0), np.float32)
+    if routing in ("jsq", "least_work") and k > 1:  # drawn whether a tie comes or not, so that rules can be compared
+        rng = np.random.default_rng(0) if rng is None else rng
+        ties = rng.random((runs, n), dtype=np.float32)
+    rules = kernels.Rules(ROUTINGS.index(routing), _check_policy(policy, methods, work.shape[2]),
+                          _check_speed(speed, k), max_waiting, estimate, ties, *_expiries(arrival, deadline_s))
+    rows = _empty_rows(runs, n, np.arange(n) % k if routing == "round_robin" else -1)
     bounds = np.linspace(0, runs, min(runs, workers) + 1).astype(int)
     shares = [delayed(kernels.simulate_rows)(*share, arrival, work, k, rules, rows) for share in pairwise(bounds)]
     Parallel(n_jobs=len(shares), prefer="threads")(shares)
@@ -218,19 +178,9 @@ def _check_speed(speed, k):
         return np.empty(0)
     speed = np.array(speed, float)
     if speed.shape != (k + 1,) or not ((speed[1:] > 0) & (speed[1:] < np.inf)).all() or speed[1] != 1:
-        raise ValueError(
-            f"speed {speed.tolist()} must have length k + 1 = {k + 1}, positive finite entries and speed[1] = 1: "
-            "speed[b] is that of every busy replica while b are busy, relative to one busy alone"
-        )
+        raise ValueError(f"speed {speed.tolist()} must have length k + 1 = {k + 1}, positive finite entries and "
+                         "speed[1] = 1: speed[b] is that of every busy replica while b are, relative to one busy alone")
     return speed
-
-
-def _tie_breaks(code, k, runs, n, rng):
-    """One uniform number a job, drawn whether a tie comes or not, so that rules can be compared on the same ones."""
-    if code not in (kernels.JSQ, kernels.LEAST_WORK) or k == 1:
-        return np.empty((runs, 0), np.float32)
-    rng = np.random.default_rng(0) if rng is None else rng
-    return rng.random((runs, n), dtype=np.float32)
 
 
 def _expiries(arrival, deadline_s):

@@ -55,30 +55,24 @@ def read_times(path, column: str | None = None, unit: str | None = None) -> tupl
 
 
 def refuse_bad_times(times: np.ndarray, at) -> None:
-    """Raise ValueError unless the times are finite, >= 0 and sorted; at(i) begins the message for the i-th."""
+    """Raise ValueError unless the times are finite, >= 0 and sorted; at(i) names the i-th in the message."""
     if len(times) == 0:
         raise ValueError("a trace must have at least one arrival; this one is empty")
-    unsorted = np.concatenate([[False], np.diff(times) < 0])
-    for bad, problem in (
-        (~np.isfinite(times), "is no finite time; give seconds"),
-        (times < 0, "is negative; count seconds from the run's start"),
-        (unsorted, "is earlier than the one before; sort the trace by time"),
-    ):
-        if bad.any():
-            raise ValueError(f"{at(int(bad.argmax()))} {problem}")
+    wrong = ~(np.isfinite(times) & (times >= np.append(0, times[:-1])))
+    if wrong.any():
+        raise ValueError(f"{at(int(wrong.argmax()))} is no finite time, negative or earlier than the one before; give "
+                         "seconds from the run's start, sorted by time")
 
 
 def _place(path, header: list[str], column: str | None) -> int:
     """Where the time column is: found by its name, never by its place."""
-    if column is None:
-        found = [name for name in header if NAMES.fullmatch(_plain(name))]
-        found = ["scheduled_s"] if sorted(found) == ["arrival_s", "scheduled_s"] else found  # a job table
-        problem = "must have one column called time, timestamp, arrival_s or the like"
-    else:
-        found = [name for name in header if name == column]
-        problem = f"has {len(found)} columns {column!r}" if found else f"has no column {column!r}"
+    found = [name for name in header if name == column or (column is None and NAMES.fullmatch(_plain(name)))]
+    if sorted(found) == ["arrival_s", "scheduled_s"]:  # a job table
+        found = ["scheduled_s"]
     if len(found) != 1:
-        raise ValueError(f"{path} {problem}; name the time column (time_column, --time-column), one of {header}")
+        wanted = "called time, timestamp, arrival_s or the like" if column is None else repr(column)
+        raise ValueError(f"{path} must have one column {wanted}, not {len(found)}; name the time column (time_column, "
+                         f"--time-column), one of {header}")
     return header.index(found[0])
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from stlib.queueing import checks
 from stlib.queueing.arrivals import Trace
 
-MODELS = ("M/M/k", "M/G/k", "GI/G/k", "simulate")
 LEVEL = 0.05  # of the whole family of tests
 BLOCK = 20  # successive intervals taken together: a block, or the mean number of arrivals in a window
 LAGS = 10
@@ -44,7 +44,7 @@ class Variability:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """`model`, one of MODELS; `reasons`, sentences; `tests`, a table with one row a test."""
+    """`model`, M/M/k, M/G/k, GI/G/k or simulate; `reasons`, sentences; `tests`, a table with one row a test."""
 
     model: str
     reasons: tuple[str, ...]
@@ -111,10 +111,8 @@ def model_tests(arrivals, services) -> pd.DataFrame:
     rows += [(POISSON, "Lewis KS", _lewis(gaps)), (POISSON, "dispersion of counts", _dispersion(gaps)),
              (EXPONENTIAL, "Lewis KS", _lewis(services))]
     table = pd.DataFrame(rows, columns=["claim", "test", "p_value"])
-    order = table.p_value.to_numpy().argsort()
-    adjusted = np.maximum.accumulate(table.p_value.to_numpy()[order] * np.arange(len(table), 0, -1))
-    table.loc[order, "p_holm"] = np.minimum(adjusted, 1)
-    return table.assign(rejected=table.p_holm <= LEVEL)
+    adjusted = multipletests(table.p_value, method="holm")[1]
+    return table.assign(p_holm=adjusted, rejected=adjusted <= LEVEL)
 
 
 def _independence(intervals: np.ndarray) -> list[tuple[str, float]]:
@@ -155,10 +153,8 @@ def _rank_correlation(gaps: np.ndarray, services: np.ndarray) -> float:
 
 
 def _reason(claim: str, rows: pd.DataFrame) -> str:
-    p = f"(adjusted p = {rows.p_holm.min():.2g})"
-    if rows.rejected.any():
-        return f"{claim}: rejected by {' and '.join(rows.test[rows.rejected])} {p}"
-    return f"{claim}: not rejected {p}"
+    found = f"rejected by {' and '.join(rows.test[rows.rejected])}" if rows.rejected.any() else "not rejected"
+    return f"{claim}: {found} (adjusted p = {rows.p_holm.min():.2g})"
 
 
 def _summary(intervals: np.ndarray, dispersion: float) -> Variability:

@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -15,14 +16,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from stlib.queueing.job_table import OUTCOMES
 from stlib.serving.dispatcher import Dispatcher, Reply
 from stlib.serving.server import Guard, error_response
 
-STATUS = {"completed": 200, "rejected": 503, "timed_out": 504, "failed": 500, "cancelled": 499}
-OUTCOME_CODES = {"rejected": "queue_full", "timed_out": "deadline_passed", "failed": "job_failed"}
+GONE = 499  # the status, which nobody reads, of a client that went
+UNFINISHED = {  # status, code and message of a job's other outcomes
+    "rejected": (503, "queue_full", "the queue is full: try again later"),
+    "timed_out": (504, "deadline_passed", "its deadline passed while it waited"),
+    "failed": (500, "job_failed", "the job failed: {}"),
+}
+plain = partial(to_jsonable_python, inf_nan_mode="null")  # JSON has no NaN and no infinity
 PAGE = Path(__file__).with_name("page.html")
 MODEL = {"id": "storyteller", "object": "model", "created": 0, "owned_by": "storyteller"}
 
@@ -36,34 +44,30 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
         yield
         await dispatcher.drain()
 
-    app = FastAPI(title="Storyteller", lifespan=lifespan,
+    app = FastAPI(title="Storyteller", lifespan=lifespan, middleware=[Middleware(Guard, token=token)],
+                  exception_handlers={RequestValidationError: _invalid, HTTPException: _http_error},
                   description="Every reply says how long the job waited and was expected to wait.")
-    app.add_middleware(Guard, token=token)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
     observed = Observed(dispatcher)
 
     async def answer(request: Request, body) -> Response:
-        """Have the job done and send its reply; a client that goes takes its waiting job with it."""
-        params = body.params()
-        try:
-            dispatcher.check(params, body.method)
-        except ValueError as error:
-            return _refused(error, type(body))
-        job = asyncio.ensure_future(dispatcher.submit(params, method=body.method, deadline_s=body.deadline_s))
+        """Have the job done and send its reply; a client that goes takes its job with it."""
+        job = asyncio.ensure_future(dispatcher.submit(body.params(), method=body.method, deadline_s=body.deadline_s))
         gone = asyncio.ensure_future(_disconnected(request))
         await asyncio.wait([job, gone], return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
-        if not job.done():
-            job.cancel()
-            await asyncio.wait([job])
-            return Response(status_code=STATUS["cancelled"])
-        reply = job.result()
-        observed.add(reply)
-        return await _reply(reply, body, dispatcher)
+        job.cancel()  # does nothing to one that is done
+        try:
+            reply = await job
+        except ValueError as error:
+            return _refused(error, type(body))
+        except asyncio.CancelledError:
+            return Response(status_code=GONE)
+        return await _reply(reply, body, observed)
 
     for path, asked in dispatcher.workload.routes.items():
-        _mount(app, path, asked, answer)
+        @app.post(path, responses=DOCUMENTED, name=path, description=asked.__doc__)
+        async def post(request: Request, body: asked):
+            return await answer(request, body)
 
     @app.get("/v1/models")
     async def models() -> dict:
@@ -80,7 +84,7 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
     @app.get("/queue")
     async def queue() -> dict:
         """The dispatcher's counts, their time integral since it started, and the wait to expect now (seconds)."""
-        return _plain(dispatcher.queue() | {"expected_wait_s": dispatcher.expected_wait_s()})
+        return plain(dispatcher.queue() | {"expected_wait_s": dispatcher.expected_wait_s()})
 
     @app.get("/healthz")
     async def alive() -> dict:
@@ -112,13 +116,6 @@ DOCUMENTED = {400: {"description": "not JSON"}, 401: {"description": "no token"}
               503: {"description": "the queue is full"}, 504: {"description": "the deadline passed in the queue"}}
 
 
-def _mount(app: FastAPI, path: str, asked: type, answer) -> None:
-    async def post(request: Request, body: asked):
-        return await answer(request, body)
-
-    app.post(path, responses=DOCUMENTED, name=path, description=asked.__doc__)(post)
-
-
 class Observed:
     """What /metrics shows: the dispatcher's state at the scrape, and histograms of completed jobs by method."""
 
@@ -126,16 +123,9 @@ class Observed:
         self.dispatcher, self.registry = dispatcher, CollectorRegistry()
         self.registry.register(self)
         bounds = [0.1 * 2**i for i in range(12)]
-        self.response, self.wait = (
-            Histogram(f"job_{name}_seconds", text, ["method"], buckets=bounds, registry=self.registry)
-            for name, text in (("response", "from arrival to finish"), ("wait", "from arrival to start")))
-
-    def add(self, reply: Reply) -> None:
-        """Count a job that has its outcome."""
-        if reply.row["outcome"] == "completed":
-            row = reply.row
-            self.response.labels(row["method"]).observe(row["finish_s"] - row["arrival_s"])
-            self.wait.labels(row["method"]).observe(row["start_s"] - row["arrival_s"])
+        self.seconds = {
+            name: Histogram(f"job_{name}_seconds", text, ["method"], buckets=bounds, registry=self.registry)
+            for name, text in (("response", "from arrival to finish"), ("wait", "from arrival to start"))}
 
     def collect(self):
         """Called by the registry at each scrape."""
@@ -153,23 +143,23 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _reply(reply: Reply, body, dispatcher: Dispatcher) -> Response:
+async def _reply(reply: Reply, body, observed: Observed) -> Response:
     row, outcome = reply.row, reply.row["outcome"]
-    headers = {"X-Job": json.dumps(_plain(row)), "X-Products": json.dumps(_plain(reply.products))}
+    headers = {"X-Job": json.dumps(plain(row)), "X-Products": json.dumps(plain(reply.products))}
     if outcome == "rejected":
-        wait = dispatcher.expected_wait_s()
-        headers["Retry-After"] = str(1 if math.isnan(wait) else max(1, math.ceil(wait)))
+        headers["Retry-After"] = str(math.ceil(max(1, observed.dispatcher.expected_wait_s())))  # NaN is not above 1
     if outcome != "completed":
-        says = {"rejected": "the queue is full: try again later", "timed_out": "its deadline passed while it waited",
-                "failed": f"the job failed: {reply.error}"}
-        return error_response(STATUS[outcome], says[outcome], code=OUTCOME_CODES[outcome], headers=headers)
+        status, code, says = UNFINISHED[outcome]
+        return error_response(status, says.format(reply.error), code=code, headers=headers)
     times = {"wait": row["start_s"] - row["arrival_s"], "service": row["service_s"],
              "response": row["finish_s"] - row["arrival_s"],
              **{name.removesuffix("_s"): value for name, value in reply.products.items()
                 if name.endswith("_s") and not name.startswith(("probe", "expected", "run", "service"))}}
-    said = {"method": row["method"], "times_s": times, "expected_wait_s": reply.products.get("expected_wait_s")}
+    for name, histogram in observed.seconds.items():
+        histogram.labels(row["method"]).observe(times[name])
+    said = {"method": row["method"], "times_s": times, "expected_wait_s": reply.products["expected_wait_s"]}
     content = await asyncio.to_thread(body.reply, reply.payload)  # it may encode pictures
-    return JSONResponse(content | _plain(said), 200, headers)
+    return JSONResponse(content | plain(said), 200, headers)
 
 
 async def _invalid(_, error: RequestValidationError) -> Response:
@@ -192,10 +182,3 @@ def _refused(error: ValueError, asked: type | None = None) -> Response:
 
 async def _http_error(_, error: HTTPException) -> Response:
     return error_response(error.status_code, str(error.detail), headers=error.headers)
-
-
-def _plain(value):
-    """JSON has no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

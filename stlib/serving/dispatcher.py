@@ -10,9 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
@@ -20,54 +17,10 @@ from stlib.queueing.checks import nonnegative, whole
 from stlib.queueing.job_table import OUTCOMES
 from stlib.serving import rules
 from stlib.serving.replica import ReplicaSpec, check_slots, error_text, start_ray, stop_job, stop_replica
+from stlib.serving.rules import UNSTARTED, Job, Reply, Server
 
 ONLY = "only"  # the table's method where the workload has none, as in the simulator
 CLOCK_S = 1e-6  # asyncio's timers may ring early by less
-UNSTARTED = dict.fromkeys(("start_s", "finish_s", "reply_s", "service_s", "probe_s"), math.nan) \
-    | {"replica": -1, "method": None, "n_outstanding": 0}
-
-
-@dataclass(eq=False)
-class Reply:
-    """What became of a job.
-
-    row: its row of the job table; reply_s is left to the load generator. products: what the replica reported, and how
-    many replicas were busy, its own included, at its start (`busy_start`) and finish (`busy_finish`). error: why it
-    failed.
-    """
-
-    row: dict
-    payload: Any = None
-    products: dict = field(default_factory=dict)
-    error: str | None = None
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job(Reply):
-    params: dict
-    method: str | None  # None: chosen at its start
-    expiry_s: float
-    declared_s: dict[str, float]  # by the methods it may get
-    ended: asyncio.Future
-    token: str = field(default_factory=lambda: uuid4().hex)  # names it to the replica
-    cancelled: bool = False
-
-
-@dataclass(eq=False)
-class _Server:
-    """A replica's place: its process (None: being replaced), its job, the queue it takes from (all one if central)."""
-
-    number: int
-    queue: deque
-    handle: Any = None
-    job: _Job | None = None
-    idle_s: float = 0.0
-    lost: str = ""  # why no replica is or will be here
-    task: asyncio.Task | None = None
-
-    @property
-    def idle(self) -> bool:
-        return self.job is None and self.handle is not None
 
 
 class Dispatcher:
@@ -97,24 +50,25 @@ class Dispatcher:
         spec = ReplicaSpec(spec) if isinstance(spec, str) else spec
         self.name, self.workload, self._start_one = spec.workload, spec.make(), spec.start
         self.routing, self.estimate, self.probe = routing, estimate, probe
-        self.menu, self.method, self.methods = menu, method, tuple(methods)
-        self.policy = [] if policy is None else [int(column) for column in policy]
+        self.menu, self.methods = menu, tuple(methods)
+        self.by_outstanding = [method or ONLY] if policy is None else [methods[int(column)] for column in policy]
         self.max_waiting = math.inf if max_waiting is None else max_waiting
         for name in filter(None, [*methods, method]):
             self._options(name)
-        self._given, self._own, self._running = handles, [], False
+        self._given, self._running = handles, False
         self.queues = [deque() for _ in range(1 if routing == "central" else replicas)]
-        self.servers = [_Server(number, self.queues[number % len(self.queues)]) for number in range(replicas)]
+        self.servers = [Server(number, self.queues[number % len(self.queues)]) for number in range(replicas)]
         self.reset()
 
     def start(self) -> "Dispatcher":
         """Start the replicas side by side and wait until all are loaded; raises as `ReplicaSpec.start`."""
-        if self._given is None:
+        handles = self._given
+        if handles is None:
             start_ray()
             check_slots(len(self.servers))
             with ThreadPoolExecutor(len(self.servers)) as pool:
-                self._own = list(pool.map(lambda _: self._start_one(), self.servers))
-        for server, handle in zip(self.servers, self._given or self._own, strict=True):
+                handles = list(pool.map(lambda _: self._start_one(), self.servers))
+        for server, handle in zip(self.servers, handles, strict=True):
             server.handle, server.lost = handle, ""
         self._running = True
         self.reset()
@@ -124,11 +78,13 @@ class Dispatcher:
         """End the replicas that were started here; what still waits or runs there fails."""
         self._now()
         self._running = False
+        handles = [server.handle for server in self.servers if server.handle]
         for server in self.servers:
             server.handle, server.lost = None, "the dispatcher was stopped"
         self._feed()
-        while self._own:
-            stop_replica(self._own.pop())
+        for handle in handles:
+            if handle not in (self._given or ()):
+                stop_replica(handle)
 
     __enter__ = start
 
@@ -153,12 +109,11 @@ class Dispatcher:
         """
         if not self._running:
             raise RuntimeError("the dispatcher is not started: call start(), or use it in a with statement")
-        chosen = [method] if method else [self.methods[column] for column in set(self.policy)] or [self.method or ONLY]
+        chosen = [method] if method else dict.fromkeys(self.by_outstanding)
         for name in chosen:
             self.workload.validate(params | self._options(name))
         declared = {name: self.estimate(params, name) if self.estimate else 0.0 for name in chosen}
-        for seconds in declared.values():
-            nonnegative(estimate=seconds)
+        nonnegative(**{f"estimate by {name}": seconds for name, seconds in declared.items()})
         return declared
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
@@ -171,12 +126,11 @@ class Dispatcher:
         Raises ValueError for a job that is refused, which does not count as offered; RuntimeError if not started.
         """
         nonnegative(deadline_s=0.0 if deadline_s in (None, math.inf) else deadline_s)
-        row = {"job_id": self.offered if job_id is None else job_id, "workload": self.name, "attempt": 1,
-               "scheduled_s": math.nan if scheduled_s is None else scheduled_s, **UNSTARTED}
-        declared = self.check(params, method)
-        job = _Job(row, params=params, declared_s=declared, method=None if len(declared) > 1 else next(iter(declared)),
-                   expiry_s=math.inf if deadline_s is None else deadline_s,
-                   ended=asyncio.get_running_loop().create_future())
+        declared, now = self.check(params, method), self._now()
+        row = UNSTARTED | {"job_id": self.offered if job_id is None else job_id, "workload": self.name,
+                           "scheduled_s": math.nan if scheduled_s is None else scheduled_s, "arrival_s": now}
+        job = Job(row, params=params, declared_s=declared, method=None if len(declared) > 1 else next(iter(declared)),
+                  expiry_s=math.inf if deadline_s is None else now + deadline_s)
         self._arrive(job)
         try:
             await job.ended
@@ -184,10 +138,10 @@ class Dispatcher:
         except asyncio.CancelledError:
             self._now()
             job.cancelled = True
-            if any(job in queue for queue in self.queues):
-                self._end(job, "cancelled")
             for server in self.servers:
-                if server.job is job and server.handle:
+                if job in server.queue:
+                    self._end(job, "cancelled")
+                elif server.job is job and server.handle:
                     stop_job(server.handle, job.token)
             raise
 
@@ -214,35 +168,29 @@ class Dispatcher:
         now = self._now()
         return self._wait_at(rules.candidates(self.routing, self.servers, now, self.offered)[0], now)
 
-    def _wait_at(self, server: _Server, now: float) -> float:
+    def _wait_at(self, server: Server, now: float) -> float:
         """The same for a job that joins this server's queue."""
         if self.estimate is None or server.handle is None:
             return math.nan
         up = [other for other in self.servers if other.queue is server.queue and other.handle]
         return rules.wait_s(up, server.queue, now, self._method_of)
 
-    def _method_of(self, job: _Job, outstanding: int) -> str:
-        return job.method or self.methods[self.policy[min(outstanding, len(self.policy) - 1)]]
+    def _method_of(self, job: Job, outstanding: int) -> str:
+        return job.method or self.by_outstanding[min(outstanding, len(self.by_outstanding) - 1)]
 
-    def _arrive(self, job: _Job) -> None:
-        now = job.row["arrival_s"] = self._now()
-        server = self._choose(now)
-        if self.estimate:
-            job.products["expected_wait_s"] = self._wait_at(server, now)
+    def _arrive(self, job: Job) -> None:
+        now = job.row["arrival_s"]
+        least = rules.candidates(self.routing, self.servers, now, self.offered)
+        tie = 0.0 if self.routing in ("central", "round_robin") else float(self._rng.random(dtype=np.float32))
+        server = least[int(tie * len(least))]
+        job.products["expected_wait_s"] = self._wait_at(server, now)
         self.offered += 1
         if not server.idle and self._waiting() >= self.max_waiting:
             return self._end(job, "rejected")
         server.queue.append(job)
-        job.expiry_s += now
         if job.expiry_s < math.inf:
             asyncio.get_running_loop().call_at(self.zero_s + job.expiry_s, self._now)
         self._feed()
-
-    def _choose(self, now: float) -> _Server:
-        """The server of the next job offered, ties broken at random."""
-        tie = 0.0 if self.routing in ("central", "round_robin") else float(self._rng.random(dtype=np.float32))
-        least = rules.candidates(self.routing, self.servers, now, self.offered)
-        return least[int(tie * len(least))]
 
     def _feed(self) -> None:
         """Idle replicas, the longest idle first, take what waits for them; where none will ever come it fails."""
@@ -254,17 +202,16 @@ class Dispatcher:
                 for job in list(server.queue):
                     self._end(job, "failed", error=server.lost)
 
-    def _begin(self, server: _Server) -> None:
+    def _begin(self, server: Server) -> None:
         outstanding = len(server.queue) + sum(s.job is not None for s in self.servers if s.queue is server.queue)
-        job = server.job = rules.in_order(server.queue)[0]
-        server.queue.remove(job)
+        job = server.job = server.queue.popleft()
         job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
                     "method": self._method_of(job, outstanding)}
         job.products["busy_start"] = self._busy()
         if server.task is None or server.task.done():
             server.task = asyncio.get_running_loop().create_task(self._serve(server))
 
-    async def _serve(self, server: _Server) -> None:
+    async def _serve(self, server: Server) -> None:
         """Do the server's job, then, in the same turn of the loop, the next that waits for it, until none does."""
         from ray.exceptions import RayActorError
 
@@ -279,7 +226,7 @@ class Dispatcher:
             else:
                 self._depart(server, "completed", *done)
 
-    def _depart(self, server: _Server, outcome: str, payload=None, products=None, error=None) -> None:
+    def _depart(self, server: Server, outcome: str, payload=None, products=None, error=None) -> None:
         now, job, busy = self._now(), server.job, self._busy()
         server.job, server.idle_s = None, now
         self._feed()
@@ -287,7 +234,7 @@ class Dispatcher:
         job.row |= {"finish_s": now, **{name: job.products.get(name, math.nan) for name in ("service_s", "probe_s")}}
         self._end(job, outcome, payload, error)
 
-    async def _replace(self, server: _Server, death: Exception) -> None:
+    async def _replace(self, server: Server, death: Exception) -> None:
         """A replica died: its job is tried once more, before all others, and a new replica is started."""
         self._now()
         job, server.handle = server.job, None
@@ -304,13 +251,12 @@ class Dispatcher:
             handle = await asyncio.to_thread(self._start_one)
             if self._running:  # else the handle goes, and the replica with it
                 server.handle = handle
-                self._own.append(handle)
         except Exception as error:
             server.lost = f"replica {server.number} died and could not be replaced: {error_text(error)}"
         server.idle_s = self._now()
         self._feed()
 
-    def _end(self, job: _Job, outcome: str, payload=None, error: str | None = None) -> None:
+    def _end(self, job: Job, outcome: str, payload=None, error: str | None = None) -> None:
         """A job gets its one outcome and waits no more."""
         for queue in self.queues:
             if job in queue:

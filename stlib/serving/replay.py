@@ -11,8 +11,10 @@ from tqdm.auto import tqdm
 
 from stlib.queueing.checks import check_jobs
 from stlib.queueing.job_table import job_table
-from stlib.serving.dispatcher import UNSTARTED, Dispatcher, Reply
+from stlib.serving.dispatcher import Dispatcher
 from stlib.serving.replica import error_text
+from stlib.serving.rules import UNSTARTED, Reply
+from stlib.settings import within
 
 LAG_S, LAG_SHARE = 0.005, 0.01  # the generator keeps up if 99 % of its lags are below the larger
 
@@ -58,9 +60,8 @@ async def _send(request: dict, target: Dispatcher, answers: list) -> None:
     try:
         reply = await target.submit(**request)
     except Exception as error:  # whatever it is: one job's trouble must not lose the others' rows
-        row = {name: request[name] for name in ("job_id", "scheduled_s")} | UNSTARTED
-        reply = Reply(row | {"workload": target.name, "arrival_s": np.nan, "attempt": 1, "outcome": "failed"},
-                      error=error_text(error))
+        reply = Reply(UNSTARTED | {"job_id": request["job_id"], "workload": target.name, "outcome": "failed",
+                                   "scheduled_s": request["scheduled_s"], "arrival_s": np.nan}, error=error_text(error))
     if reply.row["outcome"] in ("completed", "failed"):
         reply.row["reply_s"] = time.monotonic() - target.zero_s
     answers.append((reply.row, reply.products | {"job_id": request["job_id"], "lag_s": lag, "error": reply.error}))
@@ -87,12 +88,10 @@ def _request(job: dict, method: str | None, target: Dispatcher) -> dict:
     """A row as arguments of `submit`, which would accept them."""
     params = {name: value for name, value in job.items() if not (pd.api.types.is_scalar(value) and pd.isna(value))}
     job_id, workload, method = params.pop("job_id"), params.pop("workload", None), params.pop("method", method)
-    try:
+    with within(f"job {job_id}"):
         if workload != target.name:
             raise ValueError(f"its workload is {workload!r}, the dispatcher's {target.name!r}")
         target.check(params, method)
-    except ValueError as error:
-        raise ValueError(f"job {job_id}: {error}") from error
     return {"job_id": job_id, "params": params, "method": method}
 
 

@@ -31,16 +31,9 @@ class Replica:
         import torch
 
         torch.set_num_threads(threads)
-        began = time.monotonic()
-        self.threads = threads
         self.workload: Workload = workload(**(options or {}))
         self.workload.load()
-        self.load_s = time.monotonic() - began
         self._probe_s, self._probed_at, self._stopped = float("nan"), float("-inf"), None
-
-    def about(self) -> dict:
-        """Process id, threads and the seconds that loading took; answers as soon as the replica can work."""
-        return {"pid": os.getpid(), "threads": self.threads, "load_s": self.load_s}
 
     def stop(self, token: str) -> None:
         """End the job of that token at its next token or step, also if it has not begun; called beside `run`."""
@@ -101,10 +94,6 @@ class ReplicaSpec:
         """The workload, not loaded: it validates jobs. Raises ValueError for an unknown one."""
         return make_workload(self.workload, **self.options)
 
-    def weights_hash(self) -> str:
-        """Of the weights that a replica loads, for the keys of what was measured with them."""
-        return self.make().weights_hash()
-
     def start(self):
         """A loaded replica: the handle of its Ray actor. It takes one CPU slot of Ray's, whatever its threads.
 
@@ -121,7 +110,7 @@ class ReplicaSpec:
                            concurrency_groups={CONTROL: 1})
         handle = actor(Replica).remote(WORKLOADS[self.workload], self.options, self.threads)
         try:
-            ray.get(handle.about.remote(), timeout=LOAD_S)
+            ray.get(handle.__ray_ready__.remote(), timeout=LOAD_S)
         except ray.exceptions.GetTimeoutError:
             free = ray.available_resources()
             raise RuntimeError(f"no replica after {LOAD_S:.0f} s: Ray has {free.get('CPU', 0):.0f} free CPU slots and "
@@ -138,10 +127,8 @@ def start_ray() -> None:
     Does nothing if Ray runs already. Raises RuntimeError with the remedy.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise RuntimeError("Ray is not installed: pip install ray") from None
+    import ray
+
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -152,10 +139,10 @@ def start_ray() -> None:
         else:
             _start_locally()
     except Exception as error:  # Ray raises bare ones
-        remedy = f"is a cluster running at RAY_ADDRESS={address}? unset RAY_ADDRESS to start Ray on this machine" \
-            if address else ("is the machine very busy, listening not allowed, or the temporary folder full or not "
-                             "yours? RAY_TMPDIR names another")
-        raise RuntimeError(f"Ray did not start ({str(error).splitlines()[0]}): {remedy}") from error
+        raise RuntimeError(
+            f"Ray did not start ({str(error).splitlines()[0]}): is a cluster running at RAY_ADDRESS={address}? unset "
+            "RAY_ADDRESS to start Ray on this machine; is that very busy, listening not allowed, or the temporary "
+            "folder full or not yours? RAY_TMPDIR names another") from error
 
 
 def _start_locally(attempts: int = 2) -> None:

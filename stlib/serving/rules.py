@@ -1,30 +1,83 @@
-"""The dispatcher's rules as plain functions; the routings are those of `stlib.queueing.simulation.simulate`.
+"""What is in the system, jobs and the servers that they wait for, and the dispatcher's rules as plain functions.
 
-A server is a replica's place: `queue`, the jobs that wait for it (one for all under "central"), `handle` (None: its
-replica is down), the running `job`, `idle` and `idle_s`, since when. A job has its `method` (None: the policy's, at its
-start), `declared_s` by method, its `row` of the job table, and whether it is `cancelled`.
+The routings are those of `stlib.queueing.simulation.simulate`.
 """
 
+import asyncio
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
 
 from stlib import paths
+from stlib.queueing.checks import check_policy
 from stlib.queueing.simulation import ROUTINGS
 from stlib.settings import mapping, read_yaml
 
-
-def left_s(server, now: float) -> float:
-    """The declared work; an idle replica comes before a busy one that has outrun its estimates."""
-    return -1.0 if server.idle else running_s(server, now) + sum(job.declared_s[job.method] for job in server.queue)
+UNSTARTED = dict.fromkeys(("start_s", "finish_s", "reply_s", "service_s", "probe_s"), math.nan) \
+    | {"replica": -1, "method": None, "n_outstanding": 0, "attempt": 1}
 
 
-def running_s(server, now: float) -> float:
+@dataclass(eq=False)
+class Reply:
+    """What became of a job.
+
+    row: its row of the job table; reply_s is left to the load generator. products: what the replica reported, how
+    many replicas were busy, its own included, at its start (`busy_start`) and finish (`busy_finish`), and the wait it
+    was told (`expected_wait_s`). error: why it failed.
+    """
+
+    row: dict
+    payload: Any = None
+    products: dict = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Job(Reply):
+    """A job in the system. method: None if it is chosen at its start; declared_s: by the methods it may get."""
+
+    params: dict
+    method: str | None
+    expiry_s: float
+    declared_s: dict[str, float]
+    ended: asyncio.Future = field(default_factory=asyncio.Future)
+    token: str = field(default_factory=lambda: uuid4().hex)  # names it to the replica
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class Server:
+    """A replica's place: its process (None: being replaced), its job, the queue it takes from (all one if central)."""
+
+    number: int
+    queue: deque
+    handle: Any = None
+    job: Job | None = None
+    idle_s: float = 0.0
+    lost: str = ""  # why no replica is or will be here
+    task: asyncio.Task | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it would start a job at once."""
+        return self.job is None and self.handle is not None
+
+
+def running_s(server: Server, now: float) -> float:
     """What is left of the running job's declared work; 0 once it has outrun it, or is cancelled and stops."""
     job = server.job
     if job is None or job.cancelled:
         return 0.0
     return max(0.0, job.declared_s[job.row["method"]] - (now - job.row["start_s"]))
+
+
+def left_s(server: Server, now: float) -> float:
+    """The declared work; an idle replica comes before a busy one that has outrun its estimates."""
+    return -1.0 if server.idle else running_s(server, now) + sum(job.declared_s[job.method] for job in server.queue)
 
 
 LOADS = {  # the server with the least takes the job
@@ -34,7 +87,7 @@ LOADS = {  # the server with the least takes the job
 }
 
 
-def candidates(routing: str, servers: list, now: float, offered: int) -> list:
+def candidates(routing: str, servers: Sequence[Server], now: float, offered: int) -> list[Server]:
     """The servers that job number `offered` may go to; one whose replica is down only in its turn, or if all are."""
     if routing == "round_robin":
         return [servers[offered % len(servers)]]
@@ -43,20 +96,15 @@ def candidates(routing: str, servers: list, now: float, offered: int) -> list:
     return [server for server, load in zip(up, loads, strict=True) if load == min(loads)]
 
 
-def in_order(queue) -> list:
-    """The jobs of a queue in the order that they start: first come, first served, one tried again before all."""
-    return list(queue)
-
-
-def wait_s(servers: list, queue, now: float, method_of: Callable) -> float:
+def wait_s(servers: Sequence[Server], queue: deque, now: float, method_of: Callable[[Job, int], str]) -> float:
     """Seconds until a job would start that joins a queue now, whose replicas that are up are `servers`.
 
     method_of(job, outstanding): the method of a job that starts with so many jobs outstanding, itself included. Those
     that wait start with the ones behind them, the new one and those on the other replicas; none comes after.
     """
-    free, waiting = sorted(running_s(server, now) for server in servers), in_order(queue)
-    for i, job in enumerate(waiting):
-        heapq.heapreplace(free, free[0] + job.declared_s[method_of(job, len(waiting) - i + len(servers))])
+    free = sorted(running_s(server, now) for server in servers)
+    for i, job in enumerate(queue):
+        heapq.heapreplace(free, free[0] + job.declared_s[method_of(job, len(queue) - i + len(servers))])
     return free[0]
 
 
@@ -66,9 +114,10 @@ def check(routing: str, estimate, method: str | None, methods: Sequence[str], po
         raise ValueError(f"routing {routing!r} is unknown; choose one of {ROUTINGS}")
     if routing == "least_work" and (estimate is None or policy is not None):
         raise ValueError("least_work needs estimate(params, method) and one method, no policy; or take jsq")
-    if policy is not None and (method or not len(policy) or not all(c in range(len(methods)) for c in policy)):
-        raise ValueError(f"policy {list(policy)} must be indices 0 ... {len(methods) - 1} of methods "
-                         f"{tuple(methods)}, in place of one method (method is {method!r})")
+    if policy is not None:
+        check_policy(policy, len(methods))
+        if method:
+            raise ValueError(f"method {method!r} beside a policy, which chooses each job's: give one of the two")
 
 
 def read_menu(path=paths.DATA / "menu.yml") -> dict[str, dict]:

@@ -11,8 +11,10 @@ import time
 from contextlib import contextmanager
 from http import HTTPStatus
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import Response
+from starlette.datastructures import Headers
 
 MAX_BODY = 64 * 2**10  # bytes
 OPEN = ("/", "/healthz", "/readyz", "/health")  # need no token
@@ -35,7 +37,9 @@ def listen(host: str, port: int, token: str | None) -> socket.socket:
     if not token and not ipaddress.ip_address(address[0]).is_loopback:
         raise ValueError(f"{host} can be reached from outside: set a token with --token or STORYTELLER_TOKEN")
     try:
-        return socket.create_server(address, family=family, backlog=2048)
+        sock = socket.create_server(address, family=family, backlog=2048)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it only where the protocol is named
+        return sock
     except OSError as error:
         raise RuntimeError(f"cannot listen on {host}, port {port} ({error.strerror}): free the port, or name another "
                            "--port, or an address of this machine with --host") from error
@@ -49,8 +53,6 @@ def url_of(sock: socket.socket) -> str:
 
 def run(app: FastAPI, sock: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; then the jobs in flight finish and new ones are refused."""
-    import uvicorn
-
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn, once down, raises again what it caught
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[sock])
@@ -59,8 +61,6 @@ def run(app: FastAPI, sock: socket.socket) -> None:
 @contextmanager
 def in_thread(app: FastAPI):
     """Serve the application from a thread of its own, on a free port of this machine; gives its URL."""
-    import uvicorn
-
     sock = listen("127.0.0.1", 0, None)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
@@ -88,10 +88,9 @@ class Guard:
         def refuse(status, message, **options):
             return error_response(status, message, **options)(scope, receive, send)
 
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get("authorization", "")
-        right = not self.token or hmac.compare_digest(given.encode("latin-1"), f"Bearer {self.token}".encode())
-        if not right and scope["path"] not in OPEN:
+        headers, right = Headers(scope=scope), f"Bearer {self.token}".encode()
+        given = headers.get("authorization", "").encode("latin-1")
+        if self.token and scope["path"] not in OPEN and not hmac.compare_digest(given, right):
             return await refuse(401, "give the token: Authorization: Bearer ...", code="invalid_api_key")
         coding, kind = headers.get("content-encoding", "identity"), headers.get("content-type", "")
         if coding.lower() != "identity":

@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 
 from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
-from stlib.serving.dispatcher import Reply
 from stlib.serving.replica import error_text
+from stlib.serving.rules import Reply
 from stlib.serving.workloads import make_workload
 
 TIMES = ("arrival_s", "start_s", "finish_s")
@@ -25,7 +25,7 @@ class HttpTarget:
 
     def __init__(self, url: str, route: str = "/stories", token: str | None = None, timeout_s: float = 3600.0,
                  workload: str = "story"):
-        self.name, self.workload, self._client, self._before = workload, make_workload(workload), None, {}
+        self.name, self.workload, self._before = workload, make_workload(workload), {}
         if route not in self.workload.routes:
             raise ValueError(f"route {route!r} is unknown: use one of {', '.join(self.workload.routes)}")
         self.url, self.route, self.timeout_s, self.asked = url, route, timeout_s, self.workload.routes[route]
@@ -39,13 +39,13 @@ class HttpTarget:
 
     def reset(self) -> None:
         """Begin a run: time zero is now. Raises RuntimeError if the service is away, or jobs are in its system."""
-        trip_s, asked, state = min((self._asked() for _ in range(5)), key=lambda one: one[0])
+        state = min((self._state() for _ in range(5)), key=lambda one: one["trip_s"])
         if state["in_system"]:
             raise RuntimeError(f"{state['in_system']:.0f} jobs are in the service's system: wait for them first")
         limits = httpx.Limits(keepalive_expiry=KEPT_S, max_connections=None, max_keepalive_connections=None)
         self._client = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=self.timeout_s, limits=limits)
         self._before, self.zero_s = self._state(), time.monotonic()
-        self._ahead_s = state["elapsed_s"] + self.zero_s - (asked + trip_s / 2)  # of the service's clock
+        self._ahead_s = state["elapsed_s"] + self.zero_s - (state["asked_s"] + state["trip_s"] / 2)  # of its clock
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
                      job_id: int, scheduled_s: float) -> Reply:
@@ -61,9 +61,7 @@ class HttpTarget:
 
     async def drain(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        await self._client.aclose()
 
     def queue(self) -> dict:
         """The service's state; its counts, job_seconds and elapsed_s are those since `reset`."""
@@ -71,17 +69,15 @@ class HttpTarget:
         return state | {name: state[name] - self._before.get(name, 0) for name in COUNTED}
 
     def _state(self) -> dict:
+        """The service's state, when it was asked for (`asked_s`, monotonic) and the seconds until it was answered."""
+        began = time.monotonic()
         try:
             state = self._reader.get("/queue").raise_for_status().json()
-            return state | {name: float(state[name]) for name in (*COUNTED, "in_system")}
+            state |= {name: float(state[name]) for name in (*COUNTED, "in_system")}
         except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
             raise RuntimeError(f"no service at {self.url} ({error_text(error)}): start one with python -m stlib serve"
                                ) from error
-
-    def _asked(self) -> tuple[float, float, dict]:
-        """Seconds that asking for the state took, when it was asked, and the state."""
-        began, state = time.monotonic(), self._state()
-        return time.monotonic() - began, began, state
+        return state | {"asked_s": began, "trip_s": time.monotonic() - began}
 
 
 def _row(told: dict) -> dict:

@@ -122,7 +122,9 @@ def test_prediction_intervals_cover_new_runs(costs):
     fresh = simulated_rows(np.random.default_rng(8), repeats=1)
     inside = 0
     for method, part in fresh.groupby("method"):
-        low, high = costs.prediction_interval(part, method, factor=costs.factor(part["probe_s"], part["at_s"]))
+        factor = costs.factor(part["probe_s"], part["at_s"])
+        draws = costs.sample_s(part, method, np.random.default_rng(0), draws=4000, factor=factor)
+        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
         inside += int(((part["run_s"] >= low) & (part["run_s"] <= high)).sum())
     share, error = inside / len(fresh), np.sqrt(0.95 * 0.05 / len(fresh))
     assert abs(share - 0.95) < 4 * error

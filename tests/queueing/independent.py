@@ -1,4 +1,4 @@
-"""What tests measure the library by, nobody else needs: an MMPP's SCV, a percentile of M/M/k, three-moment laws."""
+"""What tests measure the library by, nobody else needs: an MMPP's SCV, a percentile of M/M/k, laws and moments."""
 
 import math
 
@@ -48,6 +48,24 @@ def draws(law, n, rng):
         going = phase < len(rates)
         running, phase = running[going], phase[going]
     return drawn
+
+
+def erlang(n, mean_s):
+    """The sum of n exponential phases as a phase-type law of this mean, SCV 1 / n."""
+    return PhaseType(np.eye(n)[0], n / mean_s * (np.eye(n, k=1) - np.eye(n)))
+
+
+def moment(law, order):
+    """The raw moment E S^order = order! alpha (-T)^-order 1 of a phase-type law (seconds^order)."""
+    row = law.alpha
+    for j in range(1, order + 1):
+        row = j * np.linalg.solve(-law.T.T, row)
+    return float(row.sum())
+
+
+def scv_of(law):
+    """The squared coefficient of variation of a phase-type law."""
+    return moment(law, 2) / moment(law, 1) ** 2 - 1
 
 
 def by_three_moments(mean_s, scv, third_moment):

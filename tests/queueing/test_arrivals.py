@@ -33,9 +33,8 @@ def test_gaps_have_the_stated_rate_and_scv(process):
 
 
 def test_deterministic_arrivals_are_a_clock():
-    np.testing.assert_allclose(
-        Renewal(4.0, 0.0, "deterministic").sample(3, np.random.default_rng(0)), [0.25, 0.5, 0.75]
-    )
+    for law in ("gamma", "lognormal"):
+        np.testing.assert_allclose(Renewal(4.0, 0, law).sample(3, np.random.default_rng(0)), [0.25, 0.5, 0.75])
 
 
 @pytest.mark.parametrize("process", [Poisson(1.0), *RENEWALS, BURSTY], ids=str)
@@ -139,7 +138,7 @@ def test_timestamps_become_seconds_since_the_first(tmp_path):
         ("", "header"),
         ("t,steps\n", "empty"),
         ("t\n\n\n", "empty"),
-        ("s\n1\n", "no column 't'"),
+        ("s\n1\n", "must have one column 't', not 0"),
         ("t\n1\n0.5\n2\n", "line 3.*earlier"),
         ("t\n-1\n2\n", "line 2.*negative"),
         ("t\n1\nnan\n2\n", "line 3.*no finite time"),
@@ -198,7 +197,7 @@ def test_bad_numbers_are_refused(bad):
 
 
 @pytest.mark.parametrize(
-    ("scv", "law"), [(-0.1, "gamma"), (0, "gamma"), (1, "deterministic"), (0.5, "hyperexponential"), (1, "weibull")]
+    ("scv", "law"), [(-0.1, "gamma"), (0, "hyperexponential"), (0.5, "hyperexponential"), (1, "weibull")]
 )
 def test_renewal_refuses_an_scv_its_law_cannot_have(scv, law):
     with pytest.raises(ValueError, match=r"scv|law"):
@@ -209,7 +208,7 @@ def test_renewal_refuses_an_scv_its_law_cannot_have(scv, law):
     ({}, Poisson(2.0)), ({"name": "poisson", "scv": 1, "idc": 1.0}, Poisson(2.0)),
     ({"name": "calm", "scv": 1}, Poisson(2.0)), ({"name": "lumpy", "scv": 4}, Renewal(2.0, 4)),
     ({"name": "even", "scv": 0.25}, Renewal(2.0, 0.25)), ({"name": "on", "scv": 3, "idc": 3}, MMPP2.fit(2.0, 3, 3)),
-    ({"name": "clock", "scv": 0}, Renewal(2.0, 0, "deterministic")),
+    ({"name": "clock", "scv": 0}, Renewal(2.0, 0)),
     ({"name": "bursty", "scv": 2, "idc": 4}, MMPP2.fit(2.0, 2, 4)),
 ])
 def test_a_process_is_what_its_parameters_say(given, process):
@@ -222,22 +221,28 @@ def test_a_process_is_what_its_parameters_say(given, process):
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"name": "lumpy", "idc": 4}, "'lumpy' state no scv"), ({"name": "lumpy", "idc": 1}, "state no scv"),
-    ({"name": "lumpy"}, "'lumpy' state no scv"), ({"scv": 4}, "'poisson' have scv = idc = 1"),
-    ({"name": "poisson", "scv": 2, "idc": 4}, "give them another name"),
+    ({"name": "lumpy", "idc": 4}, "'lumpy' cannot have scv = None, idc = 4"),
+    ({"name": "lumpy", "idc": 1}, "others state the SCV"),
+    ({"name": "lumpy"}, "'lumpy' cannot have scv = None"), ({"scv": 4}, "'poisson' cannot have scv = 4, idc = None"),
+    ({"name": "poisson", "scv": 2, "idc": 4}, "those named poisson have 1 and 1"),
+    ({"idc": 4}, "'poisson' .* idc = 4"),
     ({"name": "lumpy", "scv": 4, "idc": 1}, "1 < scv <= idc"),
     ({"name": "lumpy", "scv": 1, "idc": 4}, "1 < scv <= idc"),
     ({"name": "lumpy", "scv": -1}, "scv = -1 must be"), ({"name": "lumpy", "scv": math.nan}, "scv = nan must be"),
     ({"name": "lumpy", "scv": "4"}, "scv = 4 must be a finite number"),
     ({"name": "lumpy", "scv": True}, "scv = True must be a finite number"),
-    ({"name": "lumpy", "svc": 4}, "no parameter 'svc': a process takes scv and idc"),
-    ({"name": "lumpy", "scv": 4, "time_column": "t"}, "no parameter 'time_column'"),
-    ({"name": "day.csv", "scv": 4}, "no parameter 'scv': a trace takes time_column and unit"),
-    ({"name": "day.csv", "column": "t"}, "no parameter 'column': a trace takes"),
+    ({"name": "lumpy", "scv": 4, "time_column": "t"}, r"'lumpy' cannot have \('t', None\): a trace, a .csv file"),
+    ({"name": "day.csv", "scv": 4}, r"'day.csv' cannot have \(4, None\): .*any other process scv and idc"),
 ])
 def test_a_process_that_would_be_another_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         arrival_process(2.0, **given)
+
+
+def test_a_parameter_of_no_process_is_refused_by_name():
+    for name, unknown in (("lumpy", "svc"), ("day.csv", "column")):
+        with pytest.raises(TypeError, match=unknown):
+            arrival_process(2.0, name, **{unknown: 4})
 
 
 @pytest.mark.parametrize("rate", [None, 0, -1.0, math.nan, "2", True])

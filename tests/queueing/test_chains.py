@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from independent import by_three_moments, draws
+from independent import by_three_moments, draws, erlang, scv_of
+from queue_dependent import mg1_queue_dependent
 from scipy import sparse, stats
 from scipy.sparse.linalg import spsolve
 
 from stlib.queueing import chains
-from stlib.queueing.chains import mg1_queue_dependent, mphk
+from stlib.queueing.chains import mphk
 from stlib.queueing.formulas import mdk, mg1, mgk, mm1, mmk
 from stlib.queueing.phase_type import PhaseType
 from stlib.queueing.simulation import simulate
@@ -59,7 +60,7 @@ def two_phase_waiting(lam, starts, ends, moves, k, longest=400):
 @pytest.mark.parametrize(("k", "rho"), [(1, 0.9), (2, 0.5), (3, 0.8), (5, 0.9), (8, 0.7)])
 def test_erlang_service_against_a_direct_solution(k, rho):
     lq = two_phase_waiting(rho * k, (1, 0), (0, 2.0), 2.0, k)
-    assert mphk(rho * k, PhaseType.erlang(2, 1.0), k).lq == pytest.approx(lq, rel=1e-7)
+    assert mphk(rho * k, erlang(2, 1.0), k).lq == pytest.approx(lq, rel=1e-7)
 
 
 @pytest.mark.parametrize(("k", "rho", "scv"), [(1, 0.7, 4.0), (2, 0.6, 8.0), (4, 0.8, 2.0), (8, 0.5, 5.0)])
@@ -72,7 +73,7 @@ def test_hyperexponential_service_against_a_direct_solution(k, rho, scv):
 @given(st.floats(0.01, 0.99), st.integers(1, 12))
 @settings(max_examples=40)
 def test_one_phase_is_mmk(rho, k):
-    assert mphk(rho * k, PhaseType.erlang(1, 1.0), k).wq == pytest.approx(mmk(rho * k, 1.0, k).wq, rel=1e-8)
+    assert mphk(rho * k, erlang(1, 1.0), k).wq == pytest.approx(mmk(rho * k, 1.0, k).wq, rel=1e-8)
 
 
 @given(st.floats(0.01, 0.98), st.floats(0.04, 20), st.floats(1e-2, 1e2))
@@ -98,23 +99,23 @@ def test_other_phases_of_the_same_law_wait_as_long(k, rho, scv, seed):
 
 
 def test_nearly_deterministic_service_tends_to_mdk():
-    waits = [mphk(1.6, PhaseType.erlang(n, 1.0), 2).wq - mdk(1.6, 1.0, 2).wq for n in (5, 10, 20)]
+    waits = [mphk(1.6, erlang(n, 1.0), 2).wq - mdk(1.6, 1.0, 2).wq for n in (5, 10, 20)]
     assert waits[0] > waits[1] > waits[2] > 0
     assert 2 * waits[2] - waits[1] == pytest.approx(0, abs=0.02 * waits[0])
 
 
 def test_near_saturation_the_chain_is_exact_or_refuses():
     rho = chains.MAX_RHO
-    assert mphk(2 * rho, PhaseType.erlang(1, 1.0), 2).wq == pytest.approx(mmk(2 * rho, 1.0, 2).wq, rel=1e-6)
+    assert mphk(2 * rho, erlang(1, 1.0), 2).wq == pytest.approx(mmk(2 * rho, 1.0, 2).wq, rel=1e-6)
     assert mphk(rho, PhaseType.from_moments(1.0, 4.0), 1).wq == pytest.approx(mg1(rho, 1.0, 4.0).wq, rel=1e-6)
     with pytest.raises(ValueError, match=r"rho = 0.99999 must be at most 0.9999"):
-        mphk(0.99999, PhaseType.erlang(2, 1.0), 1)
+        mphk(0.99999, erlang(2, 1.0), 1)
 
 
 @pytest.mark.parametrize("lam", [1e-12, 1e-6, 1e-3])
 def test_waits_of_an_almost_empty_queue_keep_their_digits(lam):
     exact = mg1(lam, 2.0, 0.5).wq
-    law = PhaseType.erlang(2, 2.0)
+    law = erlang(2, 2.0)
     assert mphk(lam, law, 1).wq == pytest.approx(exact, rel=1e-9, abs=0)
     for policy in ([0], [0, 0, 1], [1, 0, 1, 0]):
         found = mg1_queue_dependent(lam, [(2.0, 0.5), law], policy)
@@ -124,12 +125,12 @@ def test_waits_of_an_almost_empty_queue_keep_their_digits(lam):
 def test_too_many_configurations_point_to_simulation():
     assert math.comb(5 + 10 - 1, 5) > chains.MAX_CONFIGURATIONS
     with pytest.raises(ValueError, match=r"2002 phase configurations must be at most 2000.*simulat"):
-        mphk(2.5, PhaseType.erlang(10, 1.0), 5)
+        mphk(2.5, erlang(10, 1.0), 5)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, math.nan, math.inf])
 def test_bad_input_is_refused(bad):
-    law = PhaseType.erlang(2, 1.0)
+    law = erlang(2, 1.0)
     with pytest.raises(ValueError, match=r"k = .* must"):
         mphk(0.5, law, bad)
     if bad != 1.5:
@@ -141,7 +142,7 @@ def test_bad_input_is_refused(bad):
         mphk(2.0, law, 2)
 
 
-# M/G/1 with a service law by outstanding jobs
+# M/G/1 with a service law by outstanding jobs, and the simulator's policies against it
 
 
 def embedded_chain(lam, laws, policy, size=400):
@@ -193,7 +194,7 @@ def test_queue_dependent_service_against_the_whole_chain(policy, slow, quick):
             after = (jobs, law, left - 1) if left > 1 else start(jobs - 1) if jobs > 1 else (0,)
             go(here, after, phases / mean)
     law_of_state = steady_state(rates)
-    found = mg1_queue_dependent(lam, [PhaseType.erlang(*slow), PhaseType.erlang(*quick)], policy)
+    found = mg1_queue_dependent(lam, [erlang(*slow), erlang(*quick)], policy)
     assert found.l == pytest.approx(sum(state[0] * p for state, p in law_of_state.items()), rel=1e-6)
     assert found.rho == pytest.approx(1 - law_of_state[(0,)], rel=1e-8)
     assert found.w == pytest.approx(found.l / lam)
@@ -210,7 +211,7 @@ def test_equal_laws_are_pollaczek_khinchine(rho, scv, policy):
 @given(st.integers(1, 12), st.lists(st.integers(0, 1), min_size=1, max_size=8))
 def test_gamma_counts_are_those_of_the_erlang_law(n, policy):
     by_pair = mg1_queue_dependent(0.6, [(1.4, 1 / n), (1.0, 0.0)], policy)
-    by_phases = mg1_queue_dependent(0.6, [PhaseType.erlang(n, 1.4), (1.0, 0.0)], policy)
+    by_phases = mg1_queue_dependent(0.6, [erlang(n, 1.4), (1.0, 0.0)], policy)
     assert by_pair.wq == pytest.approx(by_phases.wq, rel=1e-8)
 
 
@@ -233,9 +234,23 @@ def test_a_law_out_of_range_is_refused(law):
         mg1_queue_dependent(0.5, [law], [0])
 
 
+@pytest.mark.parametrize("policy", [[0, 0, 0, 1], [0, 1, 0, 2]])
+def test_the_simulator_follows_a_policy_as_the_exact_queue_does(policy):
+    """Mean waits of 40 long runs, their first tenth left out."""
+    laws, n, waits = [(1.2, 0.5), (0.8, 0.2), (1.0, 0.04)], 20_000, []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        work = np.column_stack([rng.gamma(1 / scv, scv * mean, n) for mean, scv in laws])
+        arrival = rng.exponential(1 / 0.7, n).cumsum()
+        table = simulate(arrival, work, 1, methods=("slow", "quick", "even"), policy=policy)
+        waits.append((table["start_s"] - table["arrival_s"])[n // 10 :].mean())
+    exact = mg1_queue_dependent(0.7, laws, policy).wq
+    assert abs(np.mean(waits) - exact) < 4 * np.std(waits, ddof=1) / math.sqrt(40)
+
+
 def test_mgk_stays_near_the_exact_chain_for_erlang_service():
     for k, n, rho in itertools.product((2, 3, 4), (2, 4), (0.5, 0.7, 0.9)):
-        exact = mphk(rho * k, PhaseType.erlang(n, 1.0), k).wq
+        exact = mphk(rho * k, erlang(n, 1.0), k).wq
         assert abs(mgk(rho * k, 1.0, 1 / n, k).wq - exact) < max(0.01 * exact, 0.001)
 
 
@@ -260,7 +275,7 @@ def simulated_waits(lam, law, k, n_runs, rng):
     arrivals, and the services with a few of the longest phase. Ten of them leave a bias far below the standard error.
     """
     rho = lam * law.mean / k
-    relaxation = 2 * (1 + law.scv) * (rho / (1 - rho)) ** 2 + lam / -law.T.diagonal().max()
+    relaxation = 2 * (1 + scv_of(law)) * (rho / (1 - rho)) ** 2 + lam / -law.T.diagonal().max()
     warm_up, kept = int(10 * relaxation), int(15 * relaxation) + 10_000
     waits = []
     for _ in range(n_runs):

@@ -6,16 +6,17 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+from independent import erlang
+from queue_dependent import mg1_queue_dependent
 
 from stlib.queueing import checks
 from stlib.queueing.arrivals import MMPP2, Poisson, Renewal, Trace
-from stlib.queueing.chains import mg1_queue_dependent, mphk
+from stlib.queueing.chains import mphk
 from stlib.queueing.formulas import erlang_c, gigk, lee_longton, mdk, mgk, mmk
-from stlib.queueing.phase_type import PhaseType
 from stlib.queueing.simulation import finite_run, simulate
 from stlib.queueing.variability import select_model
 
-LAW = PhaseType.erlang(2, 1.0)
+LAW = erlang(2, 1.0)
 ARRIVALS, WORK = np.arange(60.0), np.linspace(0.5, 1.5, 60)
 
 
@@ -39,10 +40,8 @@ TAKE_TWO = {
     "gigk k": ("k", lambda k: gigk(1.2, 0.5, 1.0, 0.5, k)),
     "lee_longton k": ("k", lambda k: lee_longton(1.2, 1.0, 0.5, k)),
     "mphk k": ("k", lambda k: mphk(1.2, LAW, k)),
-    "erlang n": ("n", lambda n: PhaseType.erlang(n, 1.0).T.tolist()),
-    "moment order": ("order", LAW.moment),
     "poisson n": ("n", drawn(Poisson(1.0))),
-    "renewal n": ("n", drawn(Renewal(1.0, 0.0, "deterministic"))),
+    "renewal n": ("n", drawn(Renewal(1.0, 0.0))),
     "mmpp n": ("n", drawn(MMPP2(1.0, 2.0, 0.1, 0.1))),
     "trace n": ("n", drawn(Trace([0.0, 1.0, 2.0]))),
     "simulate k": ("k", lambda k: simulate(ARRIVALS, WORK, k).to_dict()),

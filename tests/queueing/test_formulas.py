@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from independent import erlang
 from scipy import optimize, special, stats
 
 from stlib.queueing.chains import MAX_CONFIGURATIONS, mphk
@@ -218,7 +219,7 @@ REACH = 800  # configurations of the largest chain that serves as a control vari
 
 
 def erlang_chain(rho, n, k):
-    return mphk(rho * k, PhaseType.erlang(n, 1.0), k).wq
+    return mphk(rho * k, erlang(n, 1.0), k).wq
 
 
 def controlled_wait(rho, n, k, rng, precise, most=8000):

@@ -112,11 +112,12 @@ def mean_wait(table):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_job_by_job_recursion_is_the_event_loop(k):
+def test_limits_that_are_never_reached_change_nothing(k):
     arrival, work = gamma_jobs(2000, 0.9 * k, seed=k)
     options = {"methods": METHODS, "policy": [0, 0, 1]}
     jobs = arrival, np.column_stack([work, 0.9 * work]), k
-    pd.testing.assert_frame_equal(simulate(*jobs, **options), simulate(*jobs, deadline_s=np.inf, **options))
+    limits = {"deadline_s": np.inf, "max_waiting": 2000}
+    pd.testing.assert_frame_equal(simulate(*jobs, **options), simulate(*jobs, **limits, **options))
 
 
 def test_equal_jobs_at_once_depart_one_after_the_other():

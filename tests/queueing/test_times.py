@@ -82,7 +82,7 @@ REFUSED = {  # the cells of the column `time`: what the message must hold, besid
     "a compact stamp after ISO": (["2026-03-02T10:15:58", "20260302101559"], "line 3.*in ISO 8601"),
     "ISO after a compact stamp": (["20260302101558", "2026-03-02T10:15:59"], "line 3.*in YYYYMMDDhhmmss"),
     "a number after ISO": (["2026-03-02T10:15:58", "5"], "line 3.*in ISO 8601"),
-    "an unsorted epoch": (["1764158401", "1764158400"], "line 3.*'1764158400' is earlier than the one before"),
+    "an unsorted epoch": (["1764158401", "1764158400"], "line 3.*'1764158400' is .*earlier than the one before"),
     "an empty cell": (["0", "", "1"], "line 3.*'' is no finite time"),
 }
 
@@ -117,7 +117,8 @@ def test_the_time_column_is_found_by_its_name(write, header):
 @pytest.mark.parametrize("header, column, message", [
     ("job_id,x", None, r"must have one column called time.*time_column.*\['job_id', 'x'\]"),
     ("time,timestamp", None, r"must have one.*\['time', 'timestamp'\]"), ("time,time", None, "must have one"),
-    ("time,time", "time", "has 2 columns 'time'"), ("time,x", "Time", r"no column 'Time'.*\['time', 'x'\]"),
+    ("time,time", "time", "must have one column 'time', not 2"),
+    ("time,x", "Time", r"must have one column 'Time', not 0.*\['time', 'x'\]"),
     ("0,1", None, "must have one"),
 ])
 def test_a_column_is_never_taken_by_its_place(write, header, column, message):

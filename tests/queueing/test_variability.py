@@ -58,7 +58,7 @@ CASES = {  # name: arrivals of rate 1, services of mean 0.7 for k = 1, the answe
     "Poisson, deterministic": (Poisson(1), deterministic, "M/G/k"),
     "Poisson, lognormal SCV 0.3": (Poisson(1), lognormal, "M/G/k"),
     "Poisson, hyper-exponential SCV 4": (Poisson(1), hyperexponential, "M/G/k"),
-    "deterministic, exponential": (Renewal(1, 0, "deterministic"), exponential, "GI/G/k"),
+    "deterministic, exponential": (Renewal(1, 0), exponential, "GI/G/k"),
     "Erlang-2, exponential": (Renewal(1, 0.5), exponential, "GI/G/k"),
     "hyper-exponential SCV 4, lognormal SCV 0.3": (Renewal(1, 4, "hyperexponential"), lognormal, "GI/G/k"),
     "lognormal SCV 2, gamma SCV 0.5": (Renewal(1, 2, "lognormal"), gamma, "GI/G/k"),

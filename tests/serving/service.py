@@ -40,7 +40,9 @@ class Served(Caller):
         self.stack = ExitStack()
 
     def __enter__(self):
+        began = time.monotonic()
         self.stack.enter_context(self.dispatcher)
+        self.start_s = time.monotonic() - began
         self.url = self.stack.enter_context(in_thread(make_app(self.dispatcher)))
         self.client = self.stack.enter_context(httpx.Client(base_url=self.url, timeout=60))
         return self

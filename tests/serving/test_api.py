@@ -31,10 +31,9 @@ ray = pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
-def served():
+def served(cluster):
     with Served(max_waiting=8) as one:
         yield one
-    ray.shutdown()
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 
 @pytest.fixture(scope="module")
-def served():
+def served(cluster):
     with Served() as one:
         yield one
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pandas as pd
 import pytest
-from test_dispatcher import running_sleepers
 
 from stlib.queueing.job_table import JOB_COLUMNS, job_metrics
 from stlib.serving.dispatcher import UNSTARTED, Dispatcher
@@ -27,15 +26,9 @@ def sleepers(seconds, **columns) -> pd.DataFrame:
     return pd.DataFrame({"job_id": np.arange(len(seconds)), "workload": "sleep", "seconds": seconds} | columns)
 
 
-@pytest.fixture(scope="module")
-def replicas():
-    yield running_sleepers()[:2]
-    ray.shutdown()  # other tests start it anew
-
-
 @pytest.fixture
 def pair(replicas):
-    with Dispatcher("sleep", 2, handles=replicas) as target:
+    with Dispatcher("sleep", 2, handles=replicas[:2]) as target:
         yield target
 
 
@@ -132,7 +125,7 @@ def test_ctrl_c_cancels_what_waits_and_leaves_the_dispatcher_able_to_work(pair, 
     (sleepers([0.1]), [0], {"method": "night"}, "job 0: unknown method 'night'"),
 ])
 def test_bad_input_is_refused_before_any_job_runs(replicas, jobs, arrival_s, options, message):
-    with Dispatcher("sleep", 2, methods=("only",), handles=replicas) as target:
+    with Dispatcher("sleep", 2, methods=("only",), handles=replicas[:2]) as target:
         with pytest.raises(ValueError, match=message):
             replay(jobs, arrival_s, target, **options)
         assert target.queue()["offered"] == 0

@@ -71,6 +71,7 @@ def test_a_spec_s_numbers_are_checked(wrong, message):
 
 
 def test_an_unreachable_cluster_is_an_error_within_seconds(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by the other tests
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="unset RAY_ADDRESS"):
@@ -138,15 +139,16 @@ def test_the_folder_of_ray_is_short_and_absolute(monkeypatch, env, folder):
 
 
 @pytest.fixture(scope="module")
-def actor():
+def actor(cluster):
     handle = ReplicaSpec("sleep", threads=2).start()
     yield handle
-    ray.shutdown()
+    stop_replica(handle)
 
 
 def test_an_actor_has_its_own_process_and_threads(actor):
-    about = ray.get(actor.about.remote())
-    assert about["threads"] == 2 and about["pid"] != os.getpid()
+    pid, threads = ray.get(actor.__ray_call__.remote(
+        lambda replica: (os.getpid(), __import__("torch").get_num_threads())))
+    assert threads == 2 and pid != os.getpid()
 
 
 def test_an_actor_does_one_job_at_a_time(actor):
@@ -207,11 +209,15 @@ def test_a_stopped_replica_answers_no_more_and_another_takes_its_place(actor):
     stop_replica(doomed)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(job)
-    assert ray.get(ReplicaSpec("sleep").start().run.remote({"seconds": 0.0}))[1]["slept_s"] >= 0
+    other = ReplicaSpec("sleep").start()
+    assert ray.get(other.run.remote({"seconds": 0.0}))[1]["slept_s"] >= 0
+    stop_replica(other)
 
 
 def test_more_replicas_than_slots_are_refused_with_the_remedy(actor, monkeypatch):
     monkeypatch.setattr(replica, "LOAD_S", 1.0)
-    with pytest.raises(RuntimeError, match="start fewer"):
-        for _ in range(1 + int(ray.cluster_resources()["CPU"])):
-            ReplicaSpec("sleep").start()
+    others = ray.remote(num_cpus=ray.available_resources()["CPU"])(SleepWorkload).remote()
+    ray.get(others.load.remote())
+    with pytest.raises(RuntimeError, match=r"Ray has 0 free CPU slots.*start fewer"):
+        ReplicaSpec("sleep").start()
+    ray.kill(others)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stlib.generation import METHODS as STORY_METHODS
 from stlib.queueing.simulation import simulate
-from stlib.serving.rules import candidates, in_order, options_of, read_menu, wait_s
+from stlib.serving.rules import candidates, options_of, read_menu, wait_s
 
 METHODS = ("a", "b")
 
@@ -32,10 +32,6 @@ def test_the_told_wait_is_the_simulator_s_if_none_comes_after(k, n, seed, policy
     queue = deque(job(i) for i in range(k, n - 1))
     servers = [SimpleNamespace(job=job(i, method=run["method"][i], start_s=0.0)) for i in range(k)]
     assert wait_s(servers, queue, 0.0, method_of) == pytest.approx(run["start_s"][n - 1])
-
-
-def test_first_come_first_served():
-    assert in_order(deque("abc")) == ["a", "b", "c"]
 
 
 def test_a_replica_that_is_down_gets_jobs_in_its_turn_only():

@@ -13,10 +13,9 @@ STEPS = {"/stories": "steps", "/v1/images/generations": "num_inference_steps"}
 
 
 @pytest.fixture(scope="module")
-def served():
+def served(cluster):
     with Served(2, max_waiting=1000) as one:
         yield one
-    ray.shutdown()
 
 
 def shortened(body, path: str):

@@ -1,16 +1,23 @@
 """The workloads' contract; the story's with the real models."""
 
 import io
+import sys
 import time
 
 import pytest
+import ray
 from PIL import Image
 
+from stlib import paths
 from stlib.generation import weights_hash
 from stlib.serving.replica import Replica, ReplicaSpec, stop_job, stop_replica
 from stlib.serving.rules import options_of
 from stlib.serving.workloads import WORKLOADS, Cancelled, make_workload
 
+sys.path.append(str(paths.ROOT / "tests" / "generation"))
+from tiny import tiny_sd
+
+__all__ = ["tiny_sd"]
 STORY = {"prompt": "a fox", "captions": ["The fox finds a ball.", "The fox sleeps."], "llm_tokens": 6,
          "exact_tokens": True, "steps": 2, "image_size": 64}
 MEMBERS = ("name", "load", "validate", "run", "probe", "weights_hash")
@@ -55,9 +62,8 @@ def test_a_story_stops_at_any_token_and_step_and_the_next_is_unharmed(replica, m
     assert replica.workload.run(job)[0] == whole and replica.workload.probe() > 0
 
 
-def test_a_story_stops_in_an_actor_too_and_its_replica_stays_the_same():
+def test_a_story_stops_in_an_actor_too_and_its_replica_stays_the_same(cluster):
     """A job of minutes: the actor is free within a step, and draws what it drew before."""
-    ray = pytest.importorskip("ray")
     actor = ReplicaSpec("story", {"device": "cpu"}).start()
     try:
         before = ray.get(actor.run.remote(STORY | {"method": "parallel"}))
@@ -88,7 +94,7 @@ def test_captions_alone_run_no_llm(replica):
 
 def test_the_probe_repeats_the_same_computation(replica):
     """Its pieces are a step of the denoiser and a token: repeating them must not lengthen the LLM's cache."""
-    token = replica.workload._token
+    token = replica.workload._calls["token"]
     pieces = replica.workload.pieces(2, 3)
     length = token.kwargs["past_key_values"].get_seq_length()
     replica.workload.pieces(0, 3)
@@ -97,14 +103,14 @@ def test_the_probe_repeats_the_same_computation(replica):
 
 
 def test_the_weights_of_a_spec_are_those_of_what_it_loads(tmp_path):
-    embedded = ReplicaSpec().weights_hash()
-    assert embedded == weights_hash() == ReplicaSpec(options={"models": {"llm": "embedded"}}).weights_hash()
+    embedded = ReplicaSpec().make().weights_hash()
+    assert embedded == weights_hash() == ReplicaSpec(options={"models": {"llm": "embedded"}}).make().weights_hash()
     for content in (b"one", b"two"):
         (tmp_path / "model.safetensors").write_bytes(content)
         own = ReplicaSpec(options={"models": {"ldm": str(tmp_path)}})
-        assert own.weights_hash() == weights_hash({"llm": "embedded", "ldm": str(tmp_path)}) != embedded
-        embedded = own.weights_hash()
-    assert ReplicaSpec("sleep").weights_hash() == "none"
+        assert own.make().weights_hash() == weights_hash({"llm": "embedded", "ldm": str(tmp_path)}) != embedded
+        embedded = own.make().weights_hash()
+    assert ReplicaSpec("sleep").make().weights_hash() == "none"
 
 
 def test_a_loader_option_may_stand_in_the_menu(replica):
@@ -135,3 +141,15 @@ def test_bad_parameters_are_named_before_anything_is_loaded(bad, message):
 def test_a_sleeper_checks_its_seconds(seconds):
     with pytest.raises(ValueError, match="a sleeping job takes"):
         make_workload("sleep").validate({"seconds": seconds})
+
+
+@pytest.mark.parametrize("none", [None, "none"])
+def test_without_an_llm_captions_are_drawn_and_prompts_refused(tiny_sd, none):
+    replica = Replica(WORKLOADS["story"], {"models": {"llm": none, "ldm": str(tiny_sd)}, "device": "cpu"})
+    payload, products = replica.run({"captions": ["a fox", "a cat"], "steps": 2})
+    assert len(payload["panels"]) == 2 and (products["tokens_run"], products["steps_run"]) == (0, 4)
+    assert products["probe_s"] > 0 and set(replica.workload.pieces(2, 3)) == {"step"}
+    assert "writer" not in vars(replica.workload.storyteller) and replica.workload.weights_hash()
+    assert replica.workload.resolve({"captions": "a fox"})["prompt_tokens"] == 0
+    with pytest.raises(ValueError, match="no LLM is loaded: give captions alone, or serve with --llm"):
+        replica.workload.validate({"prompt": "a fox", "captions": "a fox"})

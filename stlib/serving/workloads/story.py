@@ -1,26 +1,22 @@
 """The first workload: stories told by an LLM and illustrated by an LDM."""
 
-import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 
 from stlib.serving.workloads.protocol import Progress
 
 PIXELS = 128  # the cost terms' images are in units of one picture of this side
 SHORT_PROMPT = 16  # tokens; what a prompt has beyond them is a cost term
-PROBE_STEPS, PROBE_TOKENS = 2, 0  # what notebook 05 found best for at most 5 % of the mean job
+PROBE_STEPS = 2  # what notebook 05 found best for at most 5 % of the mean job
 
 
 class StoryWorkload:
     """Stories told and illustrated by a Storyteller; the parameters are the fields of a StoryJob.
 
-    models, device, precision, llm_dtype: as in `Storyteller.from_pretrained`.
-    probe_steps, probe_tokens: how often a probe repeats one guided denoising step of one picture, and one decoded
-    token; of each kind the fastest counts.
+    models, device, precision, llm_dtype: as in `Storyteller.from_pretrained`; without an LLM a job has captions alone.
     """
 
     name = "story"
@@ -30,40 +26,44 @@ class StoryWorkload:
                         "steps": ..., "image_size": ..., "guidance_scale": ..., "seed": None}
     drawn_first = ("n_panels", "steps", "llm_tokens", "image_size", "guidance_scale")  # the committed jobs rest on it
 
-    def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto", *,
-                 probe_steps: int = PROBE_STEPS, probe_tokens: int = PROBE_TOKENS):
-        from stlib.generation import (
-            Storyteller,  # seconds to import, which what only reads cost terms need not wait for
-        )
+    def __init__(self, models="embedded", device="auto", precision="fp32", llm_dtype="auto"):
+        # imported late: it takes seconds, which what only reads cost terms need not wait for
+        from stlib.generation import Storyteller
 
         self.storyteller = Storyteller.from_pretrained(models, device, precision, llm_dtype)
-        self.probe_steps, self.probe_tokens = probe_steps, probe_tokens
-        self._step = self._token = None
 
     def load(self) -> None:
-        """Load both models and do one small job; its last calls of LLM and denoiser are kept as the probe's pieces."""
-        job = self._job({"prompt": "a fox", "captions": "a fox", "llm_tokens": 4, "exact_tokens": True, "steps": 2})
-        teller = self.storyteller.load()
-        denoiser = getattr(teller.pipe, "unet", None) or teller.pipe.transformer
-        with _LastCall(denoiser) as self._step, _LastCall(teller.writer.model) as self._token:
-            teller.tell(job)
+        """Load the models and do one small job; its last calls of denoiser and LLM are kept, to be repeated."""
+        teller, job = self.storyteller, {"captions": "a fox", "steps": 2}
+        calls = {"step": _LastCall(getattr(teller.pipe, "unet", None) or teller.pipe.transformer)}
+        if teller.has_llm:
+            job |= {"prompt": "a fox", "llm_tokens": 4, "exact_tokens": True}
+            calls["token"] = _LastCall(teller.writer.model)
+        teller.tell(self.check(job))
+        for call in calls.values():
+            call.hook.remove()
+        self._calls = calls
 
     def validate(self, params: dict) -> None:
         """Raise ValueError for parameters that are no StoryJob or beyond these models."""
-        self.storyteller.check(self._job(params))
+        self.storyteller.check(self.check(params))
 
     @staticmethod
-    def check(params: dict) -> None:
-        """Raise ValueError for parameters that are no StoryJob, whatever the models."""
-        StoryWorkload._job(params)
+    def check(params: dict):
+        """The StoryJob of these parameters. Raises ValueError for those that are none, whatever the models."""
+        from stlib.generation import StoryJob
+
+        return StoryJob(**params)
 
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
         """Tell one story.
 
         Payload: story, captions, panels as PNG bytes. Products: prompt_tokens, tokens_run, steps_run, seconds by stage.
         """
-        result = self.storyteller.tell(self._job(params), on_progress)
-        panels = [_png(panel) for panel in result.panels]
+        from stlib.serving.workloads.story_requests import encoded
+
+        result = self.storyteller.tell(self.check(params), on_progress)
+        panels = [encoded(panel, "PNG", compress_level=1) for panel in result.panels]
         payload = {"story": result.story, "captions": result.captions, "panels": panels}
         stages = {f"{stage}_s": sum(spent) if isinstance(spent, list) else spent
                   for stage, spent in result.timings.items() if stage != "total"}
@@ -71,18 +71,16 @@ class StoryWorkload:
                          "steps_run": result.steps_run, **stages}
 
     def probe(self) -> float:
-        """The fastest of `probe_steps` denoising steps and of `probe_tokens` tokens, added up."""
-        pieces = self.pieces(self.probe_steps, self.probe_tokens)
-        return sum(min(seconds) for seconds in pieces.values() if seconds)
+        """The faster of PROBE_STEPS guided denoising steps of one picture."""
+        return min(self._calls["step"].repeat() for _ in range(PROBE_STEPS))
 
     def pieces(self, steps: int, tokens: int) -> dict[str, list[float]]:
-        """Seconds of each of `steps` denoising steps and `tokens` tokens, run in alternation."""
-        spent = {"step": [], "token": []}
+        """Seconds of each of `steps` denoising steps and, with an LLM, `tokens` tokens, run in alternation."""
+        wanted, spent = {"step": steps, "token": tokens}, {name: [] for name in self._calls}
         for i in range(max(steps, tokens)):
-            if i < steps:
-                spent["step"].append(_timed(self._step.repeat))
-            if i < tokens:
-                spent["token"].append(_timed(self._token.repeat))
+            for name, call in self._calls.items():
+                if i < wanted[name]:
+                    spent[name].append(call.repeat())
         return spent
 
     @property
@@ -126,64 +124,38 @@ class StoryWorkload:
 
     def resolve(self, params: dict) -> dict:
         """The job's fields as `terms` takes them: what was left out or "auto" as these models will do it."""
-        return self.storyteller.resolve(self._job(params))
+        return self.storyteller.resolve(self.check(params))
 
-    def weights_hash(self, method: str | None = None) -> str:
+    def weights_hash(self) -> str:
         """As of `stlib.generation.weights_hash`; every method draws with the same weights."""
         from stlib.generation import weights_hash
 
         return weights_hash(self.storyteller.models)
 
-    @staticmethod
-    def _job(params: dict):
-        from stlib.generation import StoryJob
-
-        return StoryJob(**params)
-
 
 class _LastCall:
-    """Keeps the arguments of a module's last call within a `with`, to repeat that call afterwards."""
+    """Keeps the arguments of a module's calls until its `hook` is removed, to repeat the last one afterwards."""
 
     def __init__(self, module):
-        self.module, self.args, self.kwargs = module, (), {}
-
-    def __enter__(self):
-        self._hook = self.module.register_forward_pre_hook(self._keep, with_kwargs=True)
-        return self
-
-    def __exit__(self, *_):
-        self._hook.remove()
+        self.module, self.hook = module, module.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module, args, kwargs):
         self.args, self.kwargs = args, kwargs
 
-    def repeat(self) -> None:
-        """An LLM's cache grew by the tokens of the call, so they are taken off first."""
-        if "past_key_values" in self.kwargs:
-            self.kwargs["past_key_values"].crop(-self.args[0].shape[1])
+    def repeat(self) -> float:
+        """Its seconds. An LLM's cache grew by the tokens of the call, so they are taken off first."""
         import torch
 
+        began = time.monotonic()
+        if "past_key_values" in self.kwargs:
+            self.kwargs["past_key_values"].crop(-self.args[0].shape[1])
         with torch.inference_mode():
             self.module(*self.args, **self.kwargs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        return time.monotonic() - began
 
 
 def _has_llm(prompt):
     """1 where a prompt makes the LLM run, 0 for captions alone; of one prompt or of many, (n,)."""
-    if prompt is None or isinstance(prompt, str):
-        return float(bool(prompt))
-    prompts = np.asarray(prompt, object)
-    return pd.Series(prompts.ravel()).fillna("").astype(bool).to_numpy(float).reshape(prompts.shape)
-
-
-def _timed(call: Callable[[], None]) -> float:
-    began = time.monotonic()
-    call()
-    return time.monotonic() - began
-
-
-def _png(panel) -> bytes:
-    file = io.BytesIO()
-    panel.save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return np.vectorize(lambda one: float(isinstance(one, str) and one != ""), otypes=[float])(prompt)

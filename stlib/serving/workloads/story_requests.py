@@ -22,8 +22,6 @@ NOT_DONE = {  # fields of Images servers that would change the pictures: the val
                      "clip_skip", "eta", "sampler", "sampler_name", "scheduler", "sigmas", "timesteps", "lora",
                      "controlnet", "prompt_2", "negative_prompt_2", "diffusers_kwargs", "extra_args"), ()),
 }
-Method = Annotated[str | None, Field(description="a method's name; left out: the server's choice")]
-Deadline = Annotated[float | None, Field(ge=0, description="the seconds, 0 or more, in which the job must start")]
 
 
 def _side(size):
@@ -34,28 +32,31 @@ def _side(size):
     return int(square[1]) if square else size
 
 
-class StoryRequest(StoryJob):
-    """Tell a story and draw its panels (PNG, base64): the fields of a StoryJob, and when it must start."""
-
-    method: Method = None
-    deadline_s: Deadline = None
-
-    def params(self) -> dict:
-        """The fields of the StoryJob that are given, but for the method."""
-        return self.model_dump(exclude_none=True, exclude={"method", "deadline_s"})
+class _Asked(Fields):
+    method: Annotated[str | None, Field(description="a method's name; left out: the server's choice")] = None
+    deadline_s: Annotated[float | None, Field(
+        ge=0, description="the seconds, 0 or more, in which the job must start")] = None
 
     @classmethod
     def body(cls, params: dict, method: str | None, deadline_s: float | None) -> dict:
         """What a client sends for a job of these parameters."""
-        given = {"method": method, "deadline_s": deadline_s}
-        return params | {name: value for name, value in given.items() if value is not None}
+        job = params | {"method": method, "deadline_s": deadline_s}
+        return {field.alias or name: job[name] for name, field in cls.model_fields.items() if job.get(name) is not None}
+
+
+class StoryRequest(_Asked, StoryJob):
+    """Tell a story and draw its panels (PNG, base64): the fields of a StoryJob, and when it must start."""
+
+    def params(self) -> dict:
+        """The fields of the StoryJob that are given, but for the method."""
+        return self.model_dump(exclude_none=True, exclude=set(_Asked.model_fields))
 
     def reply(self, payload: dict) -> dict:
         """The panels as PNG in base64."""
         return payload | {"panels": [base64.b64encode(panel).decode() for panel in payload["panels"]]}
 
 
-class ImagesRequest(Fields):
+class ImagesRequest(_Asked):
     """Draw pictures: the OpenAI Images call, in the same queue. Fields that cannot change the pictures are ignored."""
 
     model_config = ConfigDict(extra="ignore")
@@ -68,8 +69,6 @@ class ImagesRequest(Fields):
     seed: Seed = None
     output_format: Annotated[Literal["png", "jpeg", "webp"] | None, Field(description="png, jpeg or webp")] = "png"
     output_compression: whole(0, 100) = 100
-    method: Method = None
-    deadline_s: Deadline = None
 
     def __init__(self, /, **given):
         for name in given.keys() & NOT_DONE.keys():
@@ -92,13 +91,11 @@ class ImagesRequest(Fields):
 
         Raises ValueError for a job that the Images call cannot carry.
         """
-        if method or params.get("prompt"):
-            raise ValueError("the Images call takes captions alone: no prompt for the LLM, and no method")
-        sent = {"prompt": params["captions"][0], "n": len(params["captions"]), "response_format": "b64_json"}
-        renamed = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "seed": "seed"}
-        sent |= {name: params[own] for own, name in renamed.items() if own in params}
-        size = params.get("image_size", "auto")
-        return sent if size == "auto" else sent | {"size": f"{size}x{size}"}
+        if params.get("prompt"):
+            raise ValueError("the Images call takes captions alone, no prompt for the LLM: use /stories")
+        size, captions = params.get("image_size", "auto"), params["captions"]
+        return super().body(params | {"prompt": captions[0], "n_panels": len(captions),
+                                      "image_size": size if size == "auto" else f"{size}x{size}"}, method, deadline_s)
 
     def reply(self, payload: dict) -> dict:
         """The pictures in base64, and their size as drawn."""

@@ -1,0 +1,48 @@
+"""Counts that only a run tells, such as the tokens of a natural story: their laws, by what is known of the job.
+
+Laws are kept by the values of the workload's fields that a count depends on, as text: {"tokens_run": {"4, 64": [...]}},
+each the sorted counts that were run.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+VALUES = 128  # of a law, equally likely
+
+
+def fit_laws(counts: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
+    """The laws that rows tell. counts: by name the fields that each depends on."""
+    return {count: {_key(key): sorted(map(int, group)) for key, group in rows.groupby(list(fields))[count]}
+            for count, fields in counts.items() if count in rows}
+
+
+def law(known: Mapping[str, list[int]], count: str, job: Mapping, fields: Sequence[str]) -> np.ndarray:
+    """The equally likely values of a job's count, (VALUES,). known: its laws.
+
+    Raises ValueError for a job of which no count was run.
+    """
+    key = _key([job[field] for field in fields])
+    if key not in known:
+        raise ValueError(f"{count} of jobs with {', '.join(fields)} = {key} was not measured (known: "
+                         f"{'; '.join(known) or 'none'}): give `fit` rows of such jobs as `counts`")
+    return _equally_likely(known[key])
+
+
+def nearest_mean(known: Mapping[str, list[int]], job: Mapping, fields: Sequence[str]) -> float:
+    """The mean of the law whose fields are nearest by their ratios; without any law the last field, the most it can be.
+    """
+    values = [float(job[field]) for field in fields]
+    if not known:
+        return values[-1]
+    nearest = min(known, key=lambda key: np.abs(np.log1p(np.array(key.split(", "), float)) - np.log1p(values)).sum())
+    return float(_equally_likely(known[nearest]).mean())
+
+
+def _equally_likely(counts: list[int]) -> np.ndarray:
+    return np.quantile(counts, (np.arange(VALUES) + 0.5) / VALUES, method="inverted_cdf")
+
+
+def _key(values) -> str:
+    return ", ".join(f"{value:g}" for value in values)

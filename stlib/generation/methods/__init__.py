@@ -1,0 +1,5 @@
+"""The methods: how the panels of a story are drawn. One module each, of the method's name, with its `METHOD`."""
+
+from stlib.generation.methods import parallel, sequential
+
+METHODS = {"sequential": sequential.METHOD, "parallel": parallel.METHOD}
