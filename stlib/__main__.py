@@ -134,7 +134,7 @@ def predict(
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
     from stlib.experiment import Costs
-    from stlib.prediction.cell import named_arrivals
+    from stlib.prediction.cell import Campaign
     from stlib.prediction.predict import System
     from stlib.queueing.checks import positive
     from stlib.queueing.planning import read_target
@@ -146,7 +146,8 @@ def predict(
         raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
                          "replay, which serves a trace and predicts that run")
     fitted = Costs.from_json(costs)
-    system = System.of(fitted, mix, method, replicas, routing=routing, arrivals=named_arrivals(arrivals))
+    times = Campaign.from_yaml().process_of(arrivals)
+    system = System.of(fitted, mix, method, replicas, routing=routing, arrivals=times)
     capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
     speed = fitted.busy_speed(method, known)[-1]
     if rate >= capacity and not targets:
@@ -202,17 +203,20 @@ def replay(
     if cell is not None and given:
         raise ValueError(f"--cell {cell} has its own {', '.join(given)}: leave out one or the other")
     from stlib.experiment import Costs
-    from stlib.prediction.cell import Campaign, Cell, run_cell
+    from stlib.prediction.cell import Arrivals, Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
     from stlib.serving.rules import read_menu
 
-    campaign = replace(Campaign.from_yaml(), menu=read_menu(menu))
+    campaign = Campaign.from_yaml().but(menu=read_menu(menu))
     sizes = {"n_jobs": jobs, "calibration": calibration}
     if cell is None:
-        times, n_jobs = _times(arrivals, time_column)
-        one = Cell(mix, method, replicas, routing, times, rho, rate, http=http)
-        sizes = {"n_jobs": jobs or n_jobs, "calibration": calibration or CALIBRATION, "seed": seed, "cells": {0: one}}
-    campaign = replace(campaign, **{name: size for name, size in sizes.items() if size is not None})
+        one = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
+        times = campaign.process_of(arrivals) | ({"time_column": time_column} if time_column else {})
+        sizes = {"n_jobs": jobs or _n_jobs(times), "calibration": calibration or CALIBRATION, "seed": seed,
+                 "cells": {0: one}}
+        if arrivals.endswith(".csv"):
+            sizes["arrivals"] = {arrivals: Arrivals(time_column=time_column)}
+    campaign = campaign.but(**{name: size for name, size in sizes.items() if size is not None})
     if (cell or 0) not in campaign.cells:
         raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
     check_folder("--out", out or paths.results())
@@ -225,19 +229,12 @@ def replay(
     print(f"kept in {folder}/")
 
 
-def _times(arrivals: str, time_column: str | None) -> tuple[dict, int]:
-    """The parameters of `arrival_process`, and how many jobs a replay of them has."""
-    from stlib.prediction.cell import named_arrivals
+def _n_jobs(arrivals: dict) -> int:
+    """How many jobs a replay has; arrivals: the parameters of `arrival_process`."""
     from stlib.queueing.arrivals import arrival_process
 
-    named = named_arrivals(arrivals)
-    if not named["name"].endswith(".csv"):
-        if time_column is not None:
-            raise ValueError(f"--time-column {time_column}: arrivals {arrivals} have no columns; leave it out, or give "
-                             "a CSV trace")
-        return named, JOBS
-    named |= {"time_column": time_column} if time_column else {}
-    return named, min(JOBS, len(arrival_process(None, **named).arrival_s))
+    process = arrival_process(1.0, **arrivals)  # refuses what is not the process's, as a column of times
+    return min(JOBS, len(process.arrival_s)) if arrivals["name"].endswith(".csv") else JOBS
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The folders of the project. No other module and no notebook names one."""
 
 import os
-import uuid
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,14 +53,12 @@ def generated() -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """The name to write `path` under: the file appears whole when the block ends, and not at all if it fails.
+    """The name to write `path` under, a file or a folder: it appears whole when the block ends, not at all if it fails.
 
-    Each call has a name of its own (with the same suffix), so that two processes may write the same file.
+    Each call has a place of its own (and the same name), so that two processes may write the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        scratch = Path(folder) / path.name
         yield scratch
         scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -137,9 +137,10 @@ def test_it_is_served_as_predicted(spec, handles, mix, costs, given, tmp_path):
 
     A job here is 20 times shorter than a story: what HTTP takes of it on both ways, milliseconds, is taken off.
     """
-    usual = {"mix": mix, "replicas": 1, "routing": "central", "arrivals": {"name": "poisson"}, "rho": 0.5}
+    usual = {"mix": mix, "replicas": 1, "routing": "central", "arrivals": "poisson", "rho": 0.5}
     cell = Cell(**usual | given)
-    campaign = Campaign(1, 120, calibration=20, slo_factors=(3,), baseline="deep", cells={1: cell}, menu=MENU)
+    campaign = Campaign(1, 120, calibration=20, slo_factors=(3,), baseline="deep", cells={1: cell}, menu=MENU,
+                        arrivals={"poisson": {}})
     folder = run_cell(campaign, 1, costs, handles.__getitem__, results=tmp_path, spec=spec)
     rows = predict_cell(folder, draws=200, runs=100).set_index("metric")
     table = read_cell(folder)[1]

@@ -1,22 +1,28 @@
 """What is wrong in a YAML file is refused by file, line, field and value; nothing is converted quietly."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from stlib import paths
-from stlib.settings import build, many, read_yaml
+from stlib.settings import Fields, many, read_yaml, within
 
 
-@dataclass
-class Machine:
+class Machine(Fields):
     name: str
     cores: int
     load: float = 0.0
     marks: many(float) = ()
 
 
+class Machines(Fields):
+    machines: dict[int, Machine]
+
+
 GOOD = {"name": "a", "cores": 2}
+
+
+def build(where, kind, given):
+    with within(where):
+        return kind(**given)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -34,6 +40,9 @@ GOOD = {"name": "a", "cores": 2}
     ("a: !!python/object:os.system x\n", "line 1: could not determine a constructor"),
     ("a: *b\n", "line 1: found undefined alias"),
     ("a: b\x00\n", r"bad\.yml: .*UTF-8"),
+    ("a: 1\nb:\n", r"bad\.yml, line 2: a value is empty"),
+    ("a: {b: [1, ~]}\n", r"bad\.yml, line 1: a value is empty"),
+    ("a: 1\n1: 2\n", r"bad\.yml holds {'a': 1, 1: 2}: give fields"),
 ])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
     (tmp_path / "bad.yml").write_text(text)
@@ -56,9 +65,8 @@ def test_merged_fields_may_be_overridden(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"speed": 1}, "file: unknown field 'speed'; there may be name, cores, load, marks"),
-    ({1: 1}, "unknown field 1"),
-    ({"cores": None}, "file: cores is empty"),
+    ({"speed": 1}, "file: unknown field 'speed': use name, cores, load, marks"),
+    ({"cores": None}, "file: cores is missing"),
     ({"cores": "2"}, "file: cores = '2': it must be a valid integer"),
     ({"cores": 2.0}, "cores = 2.0"),
     ({"cores": True}, "cores = True"),
@@ -83,9 +91,21 @@ def test_missing_fields_and_no_fields_are_refused():
         build("file", Machine, {"name": "a"})
     with pytest.raises(ValueError, match="file: name is missing"):
         build("file", Machine, {})
-    for given in (None, [], "words"):
-        with pytest.raises(ValueError, match=r"file holds .*give fields"):
-            build("file", Machine, given)
+
+
+@pytest.mark.parametrize("machine, message", [
+    ({"name": "a"}, "cores is missing"), (GOOD | {"cores": "2"}, "cores = '2'"),
+    (GOOD | {1: 1}, "unknown field 1: use "), (None, "= None"), ([], r"= \[\]"), ("words", "= 'words'")])
+def test_fields_within_fields_are_refused_by_their_place(machine, message):
+    with pytest.raises(ValueError, match=r"^file: machines\[3\]:? " + message):
+        build("file", Machines, {"machines": {2: GOOD, 3: machine}})
+
+
+def test_changed_fields_are_checked_again():
+    machine = Machine(**GOOD)
+    assert machine.but(cores=3) == Machine("a", 3) and machine.cores == 2
+    with pytest.raises(ValueError, match=r"cores = 2\.0"):
+        machine.but(cores=2.0)
 
 
 def test_one_alone_is_a_list_of_one():

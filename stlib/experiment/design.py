@@ -4,7 +4,6 @@ A term is a factor's name or an interaction such as "method:steps".
 """
 
 import string
-from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,9 @@ from pydantic import Field
 from pyDOE3 import fracfact, fullfact
 
 from stlib import paths
-from stlib.settings import Scalar, build, many, mapping, read_yaml
+from stlib.settings import Fields, many, read_yaml, within
+
+Scalar = bool | int | float | str
 
 
 def full_factorial(levels: dict[str, list]) -> pd.DataFrame:
@@ -118,21 +119,37 @@ def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.Da
 
     An experiment has `levels`, `generators` if it is a fraction, `fixed` values, `replicates` and `blocks`.
     """
-    return build(Path(path).name, _experiments, read_yaml(path))
+    return read_yaml(path, _experiments)
 
 
-def _experiments(seed: Annotated[int, Field(ge=0)], experiments: dict[str, dict]) -> dict[str, pd.DataFrame]:
-    streams = np.random.default_rng(seed).spawn(len(mapping("experiments", experiments)))
-    return {name: build(f"experiment {name}", partial(_experiment, rng), given)
-            for (name, given), rng in zip(experiments.items(), streams, strict=True)}
+class _Experiment(Fields):
+    levels: dict[str, many(Scalar)]
+    generators: dict[str, many(str)] | None = None
+    fixed: dict[str, Scalar] | None = None
+    replicates: int = 1
+    blocks: int | None = None
+
+    def runs(self, rng: np.random.Generator) -> pd.DataFrame:
+        """The table of runs in their order."""
+        levels, fixed = self.levels, self.fixed or {}
+        design = fractional_factorial(levels, self.generators) if self.generators else full_factorial(levels)
+        for name in {*levels} & {*fixed} | {*levels, *fixed} & {"replicate", "block"}:
+            raise ValueError(f"{name} is among the levels and fixed, or counted by the runs themselves: leave it out")
+        return run_order(design.assign(**fixed), rng, self.replicates, self.blocks)
 
 
-def _experiment(rng, levels: dict[str, many(Scalar)], generators: dict[str, many(str)] | None = None,
-                fixed: dict[str, Scalar] | None = None, replicates: int = 1, blocks: int | None = None) -> pd.DataFrame:
-    design = fractional_factorial(levels, generators) if generators else full_factorial(levels)
-    for name in {*levels} & {*(fixed or {})} | {*levels, *(fixed or {})} & {"replicate", "block"}:
-        raise ValueError(f"{name} is among the levels and fixed, or counted by the runs themselves: leave it out")
-    return run_order(design.assign(**fixed or {}), rng, replicates, blocks)
+class _Design(Fields):
+    seed: Annotated[int, Field(ge=0)]
+    experiments: Annotated[dict[str, _Experiment], Field(min_length=1)]
+
+
+def _experiments(**given) -> dict[str, pd.DataFrame]:
+    design, runs = _Design(**given), {}
+    streams = np.random.default_rng(design.seed).spawn(len(design.experiments))
+    for (name, experiment), rng in zip(design.experiments.items(), streams, strict=True):
+        with within(f"experiments[{name!r}]"):
+            runs[name] = experiment.runs(rng)
+    return runs
 
 
 def _check_levels(levels: dict[str, list]) -> None:

@@ -1,17 +1,20 @@
 """What is asked for: job mixes, pools of stories, the jobs and arrivals of a run."""
 
-import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, ConfigDict, model_validator
 
 from stlib import paths
+from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.serving.workloads import make_workload
-from stlib.settings import build, many, read_yaml, within
+from stlib.settings import Fields, known, many, read_yaml
 
 
 @dataclass(frozen=True)
@@ -39,27 +42,24 @@ class JobMix:
 
         Raises ValueError for what is wrong in the file, or a job that the workload refuses: file, field and value.
         """
-        path = Path(path) if Path(path).suffix else paths.MIXES / f"{path}.yml"
-        if not path.exists():
-            known = ", ".join(sorted(file.stem for file in paths.MIXES.glob("*.yml")))
-            raise ValueError(f"no job mix {path}: give a YAML file or one of {known}")
-        given = read_yaml(path)
-        head = build(path.name, _Head, {name: given.pop(name) for name in _Head.__annotations__ if name in given})
-        with within(path.name):
-            workload = make_workload(head.workload)
-            stories = () if head.pool is None else tuple(story_pool(head.pool))
-            choices = {field: _choice(field, value) for field, value in given.items()}
-            if head.classes:
-                choices["classes"] = _classes(head.classes)
-            known = getattr(workload, "fields", {})
-            names = _check_fields(known, head, choices)
-            choices |= {field: _choice(field, value) for field, value in known.items()
-                        if value not in (..., None) and field not in (*names, *head.texts)}
-            columns = tuple(known or (*names, *head.texts))
-            first = tuple(field for field in getattr(workload, "drawn_first", ()) if field in choices)
-            ordered = {field: choices[field] for field in (*first, *columns, "classes") if field in choices}
-            mix = cls(path.stem, head.workload, ordered, stories, head.texts, columns, first)
-            mix._check(getattr(workload, "check", workload.validate))
+        named = {file.stem: file for file in sorted(paths.MIXES.glob("*.yml"))}
+        file = Path(path) if Path(path).suffix else named[known("job mix", str(path), named)]
+        return read_yaml(file, partial(cls._of, file.stem))
+
+    @classmethod
+    def _of(cls, name: str, /, **fields) -> "JobMix":
+        given = _MixFile(**fields)
+        workload, together = make_workload(given.workload), given.classes or ()
+        stories = tuple(story_pool(given.pool)) if given.pool is not None else ()
+        names = [*given.model_extra, *(together[0][0] if together else ()), *given.texts]
+        _check_names(names, workload.fields)
+        choices = {field: _choice(value) for field, value in workload.fields.items()
+                   if value not in (..., None) and field not in names}
+        choices |= given.model_extra | ({"classes": together} if together else {})
+        first = tuple(field for field in getattr(workload, "drawn_first", ()) if field in choices)
+        ordered = {field: choices[field] for field in (*first, *workload.fields, "classes") if field in choices}
+        mix = cls(name, given.workload, ordered, stories, given.texts, tuple(workload.fields), first)
+        mix._check(getattr(workload, "check", workload.validate))
         return mix
 
     def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -112,76 +112,74 @@ class JobMix:
             check(row | self._carried(story, row.get("n_panels")))
 
 
-@dataclass
-class _Head:
+def _choice(given) -> tuple[tuple, np.ndarray]:
+    """The values and their probabilities, of one value, a list of equally likely ones, or value: weight."""
+    values = tuple(given) if isinstance(given, (dict, list)) else (given,)
+    if not values or any(value in values[:i] for i, value in enumerate(values)):
+        raise ValueError("give a value, a list of different values, or value: weight")
+    return values, _shares(list(given.values()) if isinstance(given, dict) else [1] * len(values))
+
+
+def _classes(given: tuple[dict, ...]) -> tuple[tuple, np.ndarray]:
+    """Fields that are drawn together, each class with a weight."""
+    if any("weight" not in one or len(one) < 2 or one.keys() != given[0].keys() for one in given):
+        raise ValueError("give each class a weight and a value of the same fields")
+    fields = tuple({field: value for field, value in one.items() if field != "weight"} for one in given)
+    return fields, _shares([one["weight"] for one in given])
+
+
+def _shares(weights: list) -> np.ndarray:
+    for weight in weights:
+        checks.positive(weight=weight)
+    return np.array(weights, float) / sum(weights)
+
+
+class _MixFile(Fields):
     """The fields of every mix; the others are choices, and the workload says which there are."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_choice)]]
     workload: str
-    texts: many(str) = ()
+    texts: many(Literal["prompt", "captions"]) = ()
     pool: str | None = None
-    classes: many(dict) = ()
+    classes: Annotated[many(dict), AfterValidator(_classes)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if (self.pool is None) != (not self.texts):
+            raise ValueError("give both a pool, of data/prompts.yml, and the texts that a job carries of its story, or "
+                             "neither")
+        return self
 
 
-def _choice(field: str, given) -> tuple[tuple, np.ndarray]:
-    """A value, a list of equally likely values, or value: weight."""
-    values = tuple(given) if isinstance(given, (dict, list)) else (given,)
-    if not values or any(value is None or value in values[:i] for i, value in enumerate(values)):
-        raise ValueError(f"{field} = {given!r}: give a value, a list of different values, or value: weight")
-    return values, _shares(field, list(given.values()) if isinstance(given, dict) else [1] * len(values))
+def _check_names(given: list[str], fields: dict) -> None:
+    """Each field of the workload at most once, and those that have no default.
 
-
-def _classes(classes: tuple[dict, ...]) -> tuple[tuple, np.ndarray]:
-    """Fields that are drawn together, each class with a weight."""
-    for i, one in enumerate(classes):
-        if "weight" not in one or len(one) < 2 or one.keys() != classes[0].keys() or None in one.values():
-            raise ValueError(f"classes[{i}] = {one}: give each class a weight and a value of the same fields")
-    fields = tuple({field: value for field, value in one.items() if field != "weight"} for one in classes)
-    return fields, _shares("classes", [one["weight"] for one in classes])
-
-
-def _shares(field: str, weights: list) -> np.ndarray:
-    for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-            raise ValueError(f"{field} has the weight {weight!r}: give a finite number above 0")
-    shares = np.array(weights, float)
-    return shares / shares.sum()
-
-
-def _check_fields(known: dict, head: _Head, choices: dict) -> list[str]:
-    """The names of the fields that are given. known: those of the workload; if it names none, any may be."""
-    names = [*choices, *choices["classes"][0][0]] if "classes" in choices else [*choices]
-    names = [name for name in names if name != "classes"]
-    texts = [text for text in ("prompt", "captions") if text in (known or head.texts)]
-    for text in head.texts:
-        if text not in texts:
-            raise ValueError(f"texts: {head.workload} jobs have no text {text!r}; give {' and '.join(texts) or 'none'}")
-    if (head.pool is None) != (not head.texts):
-        raise ValueError(f"{'pool' if head.pool is None else 'texts'} is missing: a pool of data/prompts.yml and the "
-                         "texts that a job carries of its story belong together")
-    for i, name in enumerate(names):
-        if name in (*names[:i], *head.texts):
+    A mix's fields are given as choices, in classes, or as texts of its pool.
+    """
+    for name in given:
+        known("field", name, [*fields, *_MixFile.model_fields])
+        if given.count(name) > 1:
             raise ValueError(f"{name} is given twice: beside the classes or texts that give it too; leave one out")
-        if known and name not in known:
-            raise ValueError(f"unknown field {name!r}; a mix of {head.workload} jobs may have {', '.join(known)}, and "
-                             f"{', '.join(_Head.__annotations__)}")
-    for name, default in known.items():
-        if default is ... and name not in names:
+    for name, default in fields.items():
+        if default is ... and name not in given:
             raise ValueError(f"{name} is missing: give a value, a list of equally likely values, or value: weight")
-    return names
+
+
+class _Story(Fields):
+    prompt: str
+    captions: many(str)
+
+
+class _Pools(Fields):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, many(_Story)]
 
 
 def story_pool(name: str) -> list[dict]:
     """A committed pool of stories, dicts with `prompt` and `captions`. Raises ValueError for an unknown name."""
-    pools = read_yaml(paths.DATA / "prompts.yml")
-    if name not in pools:
-        raise ValueError(f"no story pool {name!r}: data/prompts.yml has {', '.join(pools)}")
-    if not isinstance(pools[name], list) or not pools[name]:
-        raise ValueError(f"prompts.yml: {name} = {pools[name]!r}: give a list of stories")
-    return [build(f"prompts.yml: {name}[{i}]", _story, story) for i, story in enumerate(pools[name])]
-
-
-def _story(prompt: str, captions: many(str)) -> dict:
-    return {"prompt": prompt, "captions": captions}
+    pools = read_yaml(paths.DATA / "prompts.yml", _Pools).model_extra
+    return [dict(story) for story in pools[known("story pool", name, pools)]]
 
 
 def as_story_jobs(runs: pd.DataFrame, stories: list[dict], seeds) -> pd.DataFrame:

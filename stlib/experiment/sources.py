@@ -9,8 +9,8 @@ import hashlib
 
 from stlib import paths
 
-TOLD = ("generation/storyteller.py", "generation/job.py", "generation/fields.py", "generation/story.py",
-        "generation/loading.py", "generation/illustrator.py", "generation/methods/{method}.py")
+TOLD = ("generation/storyteller.py", "generation/job.py", "generation/story.py", "generation/loading.py",
+        "generation/illustrator.py", "generation/methods/{method}.py")
 IN_REPLICA = (*TOLD, "serving/workloads/story.py", "serving/replica.py", "experiment/measure.py")
 SERVED = ("serving/*.py", "serving/workloads/*.py", "experiment/measure.py", "experiment/jobs.py",
           "experiment/costs.py", "experiment/counts.py", "experiment/machine.py", "prediction/calibration.py",

@@ -1,35 +1,56 @@
 """What is asked for and what comes back: `StoryJob` and `StoryResult`."""
 
 import json
-import os
-import shutil
-import tempfile
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from PIL import Image
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from stlib.generation.fields import FieldError, Fields, FullText, Text, one_of, visible, whole
+from stlib import paths
 from stlib.generation.loading import PRECISIONS
 from stlib.generation.methods import METHODS
+from stlib.settings import FieldError, Fields, many, one_of, whole
 
-MAX_PANELS = 16
+MAX_CHARS, MAX_PANELS = 1000, 16
 MIN_TOKENS_PER_PANEL = 4
+UNREADABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
-def _as_tuple(captions):
-    return (captions,) if isinstance(captions, str) else tuple(captions) if isinstance(captions, list) else captions
+def _readable(text):
+    """Refuses what a tokenizer or a UTF-8 file cannot hold: half a surrogate pair, NUL and its like."""
+    if isinstance(text, str) and (odd := UNREADABLE.search(text)):
+        raise ValueError(f"its character {odd.start()} is {odd[0]!r}, a control character or half of a surrogate pair: "
+                         "take it out, or give the whole character")
+    if isinstance(text, str) and len(text) > MAX_CHARS:
+        raise ValueError(f"{len(text)} characters, at most {MAX_CHARS} are allowed: shorten it")
+    return text
 
 
+def _visible(text: str) -> bool:
+    """Whether there is anything to read in it: not spaces and invisible characters alone."""
+    return any(unicodedata.category(char)[0] not in "CZ" for char in text)
+
+
+def _says_something(text: str) -> str:
+    if not _visible(text):
+        raise ValueError("it is empty: give text")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_readable),
+                 Field(max_length=MAX_CHARS, description=f"text of at most {MAX_CHARS} characters")]
+FullText = Annotated[Text, AfterValidator(_says_something), Field(min_length=1)]
 Panels, Steps, Tokens, Seed = whole(1, MAX_PANELS), whole(1, 200), whole(1, 1024), whole(0, 2**32 - 1)
 Flag = Annotated[bool | None, Field(description="True or False")]
 Guidance = Annotated[float | None, Field(ge=0, le=50, description="0 to 50; left out: the model's own")]
 Size = Annotated[Annotated[int, Field(ge=64, le=2048, multiple_of=8)] | Literal["auto"] | None,
                  Field(description="a multiple of 8 from 64 to 2048, or 'auto'")]
-Captions = Annotated[tuple[FullText, ...] | None, BeforeValidator(_as_tuple), Field(
-    min_length=1, max_length=MAX_PANELS, description=f"a text for each of 1 to {MAX_PANELS} panels")]
+Captions = Annotated[many(FullText) | None, Field(
+    max_length=MAX_PANELS, description=f"a text for each of 1 to {MAX_PANELS} panels")]
 
 
 class StoryJob(Fields):
@@ -70,7 +91,7 @@ class StoryJob(Fields):
     def _fits(self):
         if self.n_panels is None:
             self.__dict__["n_panels"] = len(self.captions or range(4))
-        if not visible(self.prompt) and (self.captions is None or self.prompt):
+        if not _visible(self.prompt) and (self.captions is None or self.prompt):
             raise FieldError(f"prompt {self.prompt[:30]!r} is empty: say what the story is about, or give captions "
                              "alone", "prompt")
         if self.captions and len(self.captions) != self.n_panels:
@@ -126,31 +147,15 @@ class StoryResult:
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is there already and not an empty folder: name another one")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            self._write(partial)
-            partial.chmod(0o755)
-            os.replace(partial, folder)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
+        with paths.whole(folder) as partial:
+            partial.mkdir()
+            (partial / "story.txt").write_text(self.story + "\n", encoding="utf-8")
+            (partial / "captions.txt").write_text("\n".join(self.captions) + "\n", encoding="utf-8")
+            for i, panel in enumerate(self.panels, start=1):
+                panel.save(partial / f"panel_{i}.png")
+            self.strip().save(partial / "strip.png")
+            facts = vars(self) | {"job": self.job.model_dump()}
+            del facts["panels"]
+            text = json.dumps(facts, indent=2, ensure_ascii=False)
+            (partial / "story.json").write_text(text + "\n", encoding="utf-8")
         return folder
-
-    def _write(self, folder: Path) -> None:
-        (folder / "story.txt").write_text(self.story + "\n", encoding="utf-8")
-        (folder / "captions.txt").write_text("\n".join(self.captions) + "\n", encoding="utf-8")
-        for i, panel in enumerate(self.panels, start=1):
-            panel.save(folder / f"panel_{i}.png")
-        self.strip().save(folder / "strip.png")
-        facts = {
-            "job": self.job.model_dump(),
-            "story": self.story,
-            "captions": self.captions,
-            "prompt_tokens": self.prompt_tokens,
-            "tokens_run": self.tokens_run,
-            "steps_run": self.steps_run,
-            "timings": self.timings,
-            "provenance": self.provenance,
-        }
-        (folder / "story.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from stlib.generation.fields import FieldError
+from stlib.settings import FieldError
 
 FRAME = """Subject: a rabbit and a drum in the forest
 1. The rabbit finds a drum in the forest.

@@ -11,13 +11,13 @@ import torch
 import transformers
 
 from stlib.generation import loading
-from stlib.generation.fields import FieldError, known
 from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
 from stlib.generation.loading import PRECISIONS
 from stlib.generation.methods import METHODS
 from stlib.generation.models import NO_LLM
 from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
+from stlib.settings import FieldError, known
 
 MAX_PROMPT_TOKENS = 256  # of the LLM's; the frame takes about 120 and a story at most 1024 of the embedded LLM's 8192
 EMBEDDED_SIZES = (64, 96, 128, 160)

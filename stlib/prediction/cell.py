@@ -7,15 +7,13 @@ prediction takes.
 """
 
 import json
-import shutil
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stlib import paths
 from stlib.experiment.costs import Costs
@@ -25,85 +23,97 @@ from stlib.experiment.rows import key_of, provenance
 from stlib.experiment.sources import SERVED, code_hash, in_replica
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.predict import MixWork, System, declared_speed, estimator
-from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving.replica import ReplicaSpec
 from stlib.serving.rules import options_of, read_menu
 from stlib.serving.workloads import make_workload
-from stlib.settings import build, many, mapping, read_yaml
+from stlib.settings import Fields, known, many, one_of, read_yaml, within
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(Fields):
     """One served run: jobs of a mix, done by a method on `replicas` replicas.
 
-    arrivals: parameters of `arrival_process`. One of: rho, the load that sets the rate; rate, arrivals per second;
-    same_as, another cell, whose arrivals and jobs these are; none of them for a trace at its own rate.
+    arrivals: a name of the campaign's, or a trace, a CSV file. One of: rho, the load that sets the rate; rate, arrivals
+    per second; same_as, another cell, whose arrivals and jobs these are; none of them for a trace at its own rate.
     http: the route of the service that takes the jobs; left out, they go to the dispatcher directly.
     """
 
     mix: str
     method: str
-    replicas: int
-    routing: str
-    arrivals: dict | None = None
-    rho: float | None = None
-    rate: float | None = None
+    replicas: Annotated[int, Field(ge=1)]
+    routing: one_of("routing", ROUTINGS)
+    arrivals: str | None = None
+    rho: Annotated[float | None, Field(gt=0, lt=1, description="a load above 0, below 1: at 1 the queue grows")] = None
+    rate: Annotated[float | None, Field(gt=0)] = None
     same_as: int | None = None
     http: str | None = None
 
+    @model_validator(mode="after")
+    def _fits(self):
+        given = sum(value is not None for value in (self.rho, self.rate, self.same_as))
+        traced = (self.arrivals or "").endswith(".csv")
+        if given not in ((0, 1) if traced else (1,)) or (self.arrivals is None) != (self.same_as is not None):
+            raise ValueError("give arrivals with either rho or rate, or same_as alone")
+        workload = make_workload(JobMix.from_yaml(self.mix).workload)
+        if self.http is not None:
+            known("http", self.http, workload.routes)
+        return self
 
-@dataclass(frozen=True)
-class Campaign:
+
+class Arrivals(Fields):
+    """The parameters of `arrival_process`."""
+
+    scv: float | None = None
+    idc: float | None = None
+    time_column: str | None = None
+    unit: str | None = None
+
+
+class Campaign(Fields):
     """Cells by number, `n_jobs` each, cell n with the seed `seed` + n; deadlines are slo_factors x the baseline's work.
 
-    calibration: whole jobs that each replica does before a run, and again after it. menu: as of `rules.read_menu`.
+    calibration: whole jobs that each replica does before a run, and again after it. arrivals: by the names that the
+    cells give. menu: as of `rules.read_menu`.
 
     Raises ValueError for a cell that cannot be run, before anything runs.
     """
 
-    seed: int
-    n_jobs: int
-    calibration: int
-    slo_factors: many(float)
+    seed: Annotated[int, Field(ge=0)]
+    n_jobs: Annotated[int, Field(ge=1)]
+    calibration: Annotated[int, Field(ge=LEAST_JOBS)]
+    slo_factors: many(Annotated[float, Field(gt=0)])
     baseline: str
-    cells: dict[Annotated[int, Field(ge=0)], Cell]
-    menu: dict[str, dict] = field(default_factory=read_menu)
+    cells: Annotated[dict[Annotated[int, Field(ge=0)], Cell], Field(min_length=1)]
+    arrivals: dict[str, Arrivals] = Field(default_factory=dict)
+    menu: dict[str, dict] = Field(default_factory=read_menu)
 
-    def __post_init__(self):
-        checks.whole(n_jobs=self.n_jobs)
-        checks.whole(LEAST_JOBS, calibration=self.calibration)
-        checks.whole(0, seed=self.seed)
-        checks.positive(**{f"slo_factors[{i}]": factor for i, factor in enumerate(self.slo_factors)})
+    @model_validator(mode="after")
+    def _fits(self):
+        known("baseline", self.baseline, self.menu)
+        own = [number for number, cell in self.cells.items() if cell.same_as is None]
         for number, cell in self.cells.items():
-            _check(number, cell, self)
+            with within(f"cells[{number}]"):
+                known("method", cell.method, self.menu)
+                if cell.same_as is not None:
+                    known("same_as", cell.same_as, own)
+                else:
+                    process = arrival_process(cell.rate or 1.0, **self.process_of(cell.arrivals))
+                    with within(f"n_jobs = {self.n_jobs} of {cell.arrivals}"):  # a trace may be too short
+                        process.sample(self.n_jobs, np.random.default_rng(0))
+        return self
 
     @classmethod
     def from_yaml(cls, path: str | Path = paths.DATA / "campaign.yml") -> "Campaign":
-        """Read a campaign; its cells name the arrival processes that the file defines."""
-        file, text = Path(path).name, read_yaml(path)
-        known = text.pop("arrivals", None)
-        for number, given in mapping(f"{file}: cells", text.get("cells")).items():
-            where = f"{file}: cell {number}"
-            if "arrivals" in mapping(where, given):
-                given["arrivals"] = _named(where, given["arrivals"], known)
-            text["cells"][number] = build(where, Cell, given)
-        return build(file, cls, text)
+        """Read a campaign."""
+        return read_yaml(path, cls)
 
-
-def named_arrivals(name: str, path: str | Path = paths.DATA / "campaign.yml") -> dict:
-    """The parameters of `arrival_process` that a campaign's file gives a name; a CSV file stands for itself."""
-    return _named(Path(path).name, name, read_yaml(path).get("arrivals"))
-
-
-def _named(where: str, name: str, known) -> dict:
-    if not isinstance(name, str) or (name not in mapping(f"{where}: arrivals", known) and not name.endswith(".csv")):
-        raise ValueError(f"{where}: unknown arrivals {name!r}: use one of {', '.join(map(str, known))}, or a trace, a "
-                         "CSV file")
-    given = known.get(name, {})
-    build(f"{where}: arrivals {name}", partial(arrival_process, 1.0, name), given)
-    return {"name": name, **given}
+    def process_of(self, name: str) -> dict:
+        """The parameters of `arrival_process` that the campaign gives a name; a CSV file stands for itself."""
+        if not name.endswith(".csv"):
+            known("arrivals", name, [*self.arrivals, "a trace, a CSV file"])
+        given = self.arrivals.get(name, Arrivals()).model_dump(exclude_none=True)
+        return {"name": name} | given
 
 
 def finished(results: Path, number: int) -> list[Path]:
@@ -142,11 +152,10 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     if not mix.workload == spec.workload == costs.workload:
         raise ValueError(f"mix {mix.name} is of the workload {mix.workload!r}, the replicas of {spec.workload!r}, the "
                          f"costs of {costs.workload!r}: take those of one workload")
-    given = {name: value for name, value in asdict(cell).items() if value is not None}
-    shared, arrivals = _shared(results, cell), cell.arrivals or {"name": ""}
-    trace = Path(arrivals["name"]).read_text("utf-8") if arrivals["name"].endswith(".csv") else None
-    chosen = options_of(cell.method, campaign.menu)
-    key = key_of(asdict(campaign) | {"cells": given, "menu": chosen}, number, mix, trace, shared, costs, spec,
+    plan, chosen = _plan(campaign, number, results), options_of(cell.method, campaign.menu)
+    name = plan["arrivals"]["name"]
+    key = key_of(campaign.model_dump(exclude={"cells", "arrivals", "menu"}), cell.model_dump(exclude_none=True), number,
+                 plan, Path(name).read_text("utf-8") if name.endswith(".csv") else None, chosen, mix, costs, spec,
                  spec.make().weights_hash(),
                  code_hash(*SERVED, *in_replica(spec.workload), method=chosen.get("method")))
     runs = finished(results, number)
@@ -161,14 +170,14 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     before = side_by_side(doers, whole, label="calibration before").assign(when="before")
     level = Calibration.fit(before, costs, cell.method).level
     system = System.of(costs, mix, cell.method, k, probing=True, level=level)
-    plan = {"arrivals": cell.arrivals, "lam": cell.rate or (cell.rho and cell.rho * system.capacity),
-            "n_jobs": campaign.n_jobs, "seed": campaign.seed + number} | shared
+    if cell.rho is not None:
+        plan["lam"] = cell.rho * system.capacity
     jobs, arrival_s, lam = drawn(mix, **plan)
     estimate = estimator(costs, spec.make(), system.level / declared_speed(vars(cell), costs), probing=True)
     table, products, queue = serve(jobs, arrival_s, cell, spec, handles, estimate, campaign.menu)
     after = side_by_side(doers, whole, label="calibration after").assign(when="after")
     baseline_s = float(MixWork.of(costs, mix, [campaign.baseline]).mean[0])
-    record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **asdict(cell), **plan,
+    record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **cell.model_dump(), **plan,
               "lam": lam, "rho": lam / system.capacity, "level": system.level,
               "slo_s": [round(times * baseline_s, 2) for times in campaign.slo_factors],
               "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": made,
@@ -186,48 +195,19 @@ def serve(jobs: pd.DataFrame, arrival_s, cell: Cell, spec: ReplicaSpec, handles,
     from stlib.serving.targets import HttpTarget
 
     estimate = estimate if cell.http or cell.routing == "least_work" else None  # a millisecond a job
-    with Dispatcher(spec, cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
-                    handles=handles, menu=menu) as dispatcher:
-        if not cell.http:
-            table, products = replay(jobs, arrival_s, dispatcher)
-            return table, products, dispatcher.queue()
-        with in_thread(make_app(dispatcher)) as url:
-            target = HttpTarget(url, cell.http, workload=spec.workload)
-            table, products = replay(jobs, arrival_s, target)
-            return table, products, target.queue()
+    with (Dispatcher(spec, cell.replicas, routing=cell.routing, method=cell.method, estimate=estimate, probe=True,
+                     handles=handles, menu=menu) as dispatcher,
+          in_thread(make_app(dispatcher)) if cell.http else nullcontext() as url):
+        target = HttpTarget(url, cell.http, workload=spec.workload) if cell.http else dispatcher
+        return *replay(jobs, arrival_s, target), target.queue()
 
 
-def _check(number: int, cell: Cell, campaign: Campaign) -> None:
-    workload = make_workload(JobMix.from_yaml(cell.mix).workload)
-    routes = workload.routes if cell.http else [None]
-    for name, value, known in (("method", cell.method, campaign.menu), ("baseline", campaign.baseline, campaign.menu),
-                               ("routing", cell.routing, ROUTINGS), ("http", cell.http, routes)):
-        if value not in known:
-            raise ValueError(f"cell {number}: unknown {name} {value!r}: use one of {', '.join(known) or 'none'}")
-    checks.whole(**{f"cell {number}: replicas": cell.replicas})
-    given = [cell.rho is not None, cell.rate is not None, cell.same_as is not None]
-    traced = cell.arrivals is not None and cell.arrivals["name"].endswith(".csv")
-    if sum(given) not in ((0, 1) if traced else (1,)) or (cell.arrivals is None) != (cell.same_as is not None):
-        raise ValueError(f"cell {number}: give arrivals with either rho or rate, or same_as alone")
-    if cell.rho is not None and not 0 < cell.rho < 1:
-        raise ValueError(f"cell {number}: rho = {cell.rho} must lie between 0 and 1: the queue would only grow")
-    if cell.same_as is not None and (
-            cell.same_as not in campaign.cells or campaign.cells[cell.same_as].same_as is not None):
-        raise ValueError(f"cell {number}: same_as = {cell.same_as} is no cell with arrivals of its own: it may be one "
-                         f"of {', '.join(str(n) for n, other in campaign.cells.items() if other.same_as is None)}")
-    if cell.rate is not None:
-        checks.positive(**{f"cell {number}: rate": cell.rate})
-    if cell.arrivals is not None:
-        process = arrival_process(cell.rate or 1.0, **cell.arrivals)
-        if traced and campaign.n_jobs > len(process.arrival_s):
-            raise ValueError(f"cell {number}: n_jobs = {campaign.n_jobs}, but {cell.arrivals['name']} has "
-                             f"{len(process.arrival_s)} arrivals: ask for {len(process.arrival_s)} jobs or fewer")
-
-
-def _shared(results: Path, cell: Cell) -> dict:
-    """Arrivals, rate, seed and number of jobs of the cell whose arrivals and jobs these are."""
+def _plan(campaign: Campaign, number: int, results: Path) -> dict:
+    """Arrivals, rate (None: rho sets it, or a trace has its own), jobs and seed of a cell, or of the one it shares."""
+    cell = campaign.cells[number]
     if cell.same_as is None:
-        return {}
+        return {"arrivals": campaign.process_of(cell.arrivals), "lam": cell.rate, "n_jobs": campaign.n_jobs,
+                "seed": campaign.seed + number}
     runs = finished(results, cell.same_as)
     if not runs:
         raise ValueError(f"cell {cell.same_as}, whose arrivals and jobs are shared, has no run: serve it first")
@@ -240,13 +220,12 @@ def _run(folder: Path) -> int:
 
 
 def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame], costs: Costs) -> Path:
-    """Write the folder of a cell under another name first, so that it is there whole or not at all."""
+    """Write the folder of a cell, which is there whole or not at all."""
     folder = results / "served" / f"cell_{record['cell']}_run_{record['run']}"
-    unfinished = folder.with_name(f".{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name, table in tables.items():
-        table.to_parquet(unfinished / f"{name}.parquet", index=False)
-    costs.to_json(unfinished / "costs.json")
-    (unfinished / "cell.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
-    return unfinished.rename(folder)
+    with paths.whole(folder) as unfinished:
+        unfinished.mkdir()
+        for name, table in tables.items():
+            table.to_parquet(unfinished / f"{name}.parquet", index=False)
+        costs.to_json(unfinished / "costs.json")
+        (unfinished / "cell.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
+    return folder

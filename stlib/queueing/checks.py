@@ -41,10 +41,8 @@ def _finite(value) -> bool:
 def stable(rho: float) -> None:
     """Raise ValueError unless the utilisation `rho` leaves a steady state."""
     if not 0 <= rho < 1:
-        raise ValueError(
-            f"rho = {rho:.6g} must be below 1 for a steady state; lower the arrival rate, shorten the service, "
-            "add servers, or simulate a finite run"
-        )
+        raise ValueError(f"rho = {rho:.6g} must be below 1 for a steady state; lower the arrival rate, shorten the "
+                         "service, add servers, or simulate a finite run")
 
 
 def check_policy(policy, laws: int) -> np.ndarray:
@@ -66,22 +64,15 @@ def check_jobs(arrival_s, work_s, work_estimate_s=None):
     falls = arrival[:, 1:] < arrival[:, :-1]
     if falls.any():
         run, i = np.unravel_index(falls.argmax(), falls.shape)
-        raise ValueError(
-            f"arrival_s falls from {arrival[run, i]:g} to {arrival[run, i + 1]:g} s at job {i + 1}: "
-            "arrivals must be in order of time; sort the jobs by arrival"
-        )
+        raise ValueError(f"arrival_s falls from {arrival[run, i]:g} to {arrival[run, i + 1]:g} s at job {i + 1}: "
+                         "arrivals must be in order of time; sort the jobs by arrival")
     _check_seconds("work_s", work, arrival.shape + work.shape[2:3])
     work = work[..., None] if work.ndim == 2 else work
-    if work_estimate_s is None:
-        return _for_kernel(arrival), _for_kernel(work), np.empty((len(arrival), 0))
-    estimate = np.asarray(work_estimate_s, float)
-    _check_seconds("work_estimate_s", estimate, arrival.shape)
-    return _for_kernel(arrival), _for_kernel(work), _for_kernel(estimate)
-
-
-def _for_kernel(values):
-    """One memory layout, for numba compiles anew for each: also for a table's read-only column."""
-    return np.require(values, requirements=["C", "W", "A"])
+    estimate = np.empty((len(arrival), 0)) if work_estimate_s is None else np.asarray(work_estimate_s, float)
+    if work_estimate_s is not None:
+        _check_seconds("work_estimate_s", estimate, arrival.shape)
+    # one memory layout, for numba compiles anew for each: also for a table's read-only column
+    return tuple(np.require(values, requirements=["C", "W", "A"]) for values in (arrival, work, estimate))
 
 
 def _check_seconds(name, values, shape):

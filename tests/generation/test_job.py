@@ -93,7 +93,7 @@ def test_other_scripts_signs_and_lines_are_text():
     ({"method": 7}, "method = 7: give one of sequential, parallel"),
     ({"method": ["joint"]}, "method = ["),
     ({"image_size": True}, "image_size = True"), ({"exact_tokens": "yes"}, "exact_tokens = 'yes': give True or False"),
-    ({"colour": "red"}, "no parameter 'colour': use prompt, n_panels"), ({"\ud83e": 1}, "no parameter '\\ud83e'"),
+    ({"colour": "red"}, "unknown field 'colour': use prompt, n_panels"), ({"\ud83e": 1}, "unknown field '\\ud83e'"),
 ])
 def test_refuses_other_types_in_one_line(fields, says):
     with pytest.raises(ValueError) as error:

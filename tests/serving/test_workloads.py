@@ -124,7 +124,7 @@ def test_a_loader_option_may_stand_in_the_menu(replica):
 
 
 @pytest.mark.parametrize("bad, message", [
-    ({"colour": "red"}, "no parameter 'colour'"),
+    ({"colour": "red"}, "unknown field 'colour'"),
     ({"steps": 0}, "steps = 0"),
     ({"method": "magic"}, "method 'magic'"),
     ({"image_size": 72}, "image_size = 72"),

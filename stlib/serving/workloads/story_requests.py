@@ -10,8 +10,8 @@ from PIL import Image
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from stlib.generation import StoryJob
-from stlib.generation.fields import FieldError, Fields, FullText, whole
-from stlib.generation.job import Guidance, Panels, Seed, Size, Steps
+from stlib.generation.job import FullText, Guidance, Panels, Seed, Size, Steps
+from stlib.settings import FieldError, Fields, whole
 
 NOT_DONE = {  # fields of Images servers that would change the pictures: the values that ask for what is done anyway
     "stream": (False,), "partial_images": (0,), "response_format": ("b64_json",), "quality": ("auto", "standard"),
