@@ -4,7 +4,6 @@ import functools
 import os
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
