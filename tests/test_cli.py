@@ -203,7 +203,8 @@ def test_targets_out_of_reach_are_refused(shell, fitted, target, reason):
 def test_numbers_out_of_range_are_refused_in_one_line(shell, fitted, command, option, least, most):
     typed = (f"'{option}': Input should be (greater than or equal to {least}|less than or equal to \\d+|a valid "
              "(integer|number),.*), not ")
-    checked = rf"{option.strip('-')}.*(above 0|between 0 and 1|positive)"  # by the library: bounds that are open, NaN
+    # by the library: bounds that are open, NaN
+    checked = rf"{option.strip('-')}.*((above|greater than) 0|a finite number|positive)"
     for value in ("-1", "nan", "inf", "-inf", "many", "", *([] if most is None else [str(most)]),
                   *(["0"] if option in ("--rate", "--slo", "--rho") else [])):
         told, error = shell(*command.split(), option, value, *fitted)
