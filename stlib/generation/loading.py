@@ -60,19 +60,20 @@ def size_multiple(name: str) -> int:
     """Pixels of which a picture's side must be a multiple, by the pipeline's own configuration; 1 if it says nothing.
 
     The VAE's factor times the denoiser's patch; where latents are packed into channels (FLUX), times that as well.
+    Raises ModelError for a model that is not there.
     """
-    try:
-        source = _source(name, embedded_ldm)
+    with _loading(name, embedded_ldm) as source:
         options = {"local_files_only": Path(source).is_dir()}
-        parts = diffusers.DiffusionPipeline.load_config(source, **options)
-        vae, denoiser = (diffusers.AutoencoderKL.load_config(source, subfolder=part, **options)
-                         for part in ("vae", "transformer" if parts.get("transformer") else "unet"))
-        named = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
-        blocks = next(vae[name] for name in named if name in vae)
-        packed = math.isqrt(max(1, denoiser["in_channels"] // (vae.get("latent_channels") or vae["z_dim"])))
-    except (OSError, ValueError, KeyError, StopIteration) as error:
-        log.warning("the sizes that %s draws are not known: %s", name, str(error).splitlines()[0])
-        return 1
+        try:
+            parts = diffusers.DiffusionPipeline.load_config(source, **options)
+            vae, denoiser = (diffusers.AutoencoderKL.load_config(source, subfolder=part, **options)
+                             for part in ("vae", "transformer" if parts.get("transformer") else "unet"))
+            named = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+            blocks = next(vae[name] for name in named if name in vae)
+            packed = math.isqrt(max(1, denoiser["in_channels"] // (vae.get("latent_channels") or vae["z_dim"])))
+        except (OSError, KeyError, StopIteration) as error:
+            log.warning("the sizes that %s draws are not known: %s", name, str(error).splitlines()[0])
+            return 1
     patch = denoiser.get("patch_size") or denoiser.get("all_patch_size") or 1
     return 2 ** (len(blocks) - 1) * packed * int(np.max(patch))
 
