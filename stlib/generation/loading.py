@@ -107,8 +107,8 @@ def _source(name: str, embedded: Callable[[], Path]) -> str:
     try:
         model_info(name, timeout=HUB_TIMEOUT_S)
         return name
-    except (HFValidationError, RepositoryNotFoundError):
-        raise
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise OSError(f"there is no folder {name}, and the hub says: {str(error).splitlines()[0]}") from error
     except Exception as error:  # unreachable, in whatever words of the HTTP client: the hub's cache may have it
         log.warning("the hub does not answer (%s): looking for %s in its cache", error, name)
         return snapshot_download(name, local_files_only=True)

@@ -209,9 +209,9 @@ def arrival_process(rate: float | None, name: str = "poisson", *, scv: float | N
     parameters that are out of range or of another kind of process.
     """
     traced = name.endswith(".csv")
-    foreign = (scv, idc) if traced else (time_column, unit)
-    if foreign != (None, None):
-        raise ValueError(f"arrivals {name!r} cannot have {foreign}: a trace, a .csv file, takes time_column and unit, "
+    foreign = {"scv": scv, "idc": idc} if traced else {"time_column": time_column, "unit": unit}
+    if stated := {key: value for key, value in foreign.items() if value is not None}:
+        raise ValueError(f"arrivals {name!r} cannot have {stated}: a trace, a .csv file, takes time_column and unit, "
                          "any other process scv and idc")
     if traced:
         trace = Trace.from_csv(name, time_column, unit)
