@@ -231,7 +231,7 @@ def test_a_process_is_what_its_parameters_say(given, process):
     ({"name": "lumpy", "scv": -1}, "scv = -1 must be"), ({"name": "lumpy", "scv": math.nan}, "scv = nan must be"),
     ({"name": "lumpy", "scv": "4"}, "scv = 4 must be a finite number"),
     ({"name": "lumpy", "scv": True}, "scv = True must be a finite number"),
-    ({"name": "lumpy", "scv": 4, "time_column": "t"}, r"'lumpy' cannot have {'time_column': 't'}: a trace, a .csv file"),
+    ({"name": "lumpy", "scv": 4, "time_column": "t"}, r"'lumpy' cannot have {'time_column': 't'}: a trace, a .csv"),
     ({"name": "day.csv", "scv": 4}, r"'day.csv' cannot have {'scv': 4}: .*any other process scv and idc"),
 ])
 def test_a_process_that_would_be_another_is_refused(given, message):
