@@ -225,7 +225,7 @@ def test_a_trace_is_replayed_as_long_as_it_is(shell, fitted, tmp_path):
     assert re.search("n_jobs = 4 of .*three.csv: .*at most 3", shell(*replay, "--jobs", 4, *fitted)[1])
     assert "none.json holds no costs" in shell("replay", "--rate", 1, "--costs", "none.json")[1]
     error = shell("replay", "--rate", 1, "--time-column", "when")[1]
-    assert "arrivals 'poisson' have no parameter 'time_column'" in error
+    assert "arrivals 'poisson' cannot have ('when', None): a trace, a .csv file, takes time_column" in error
     assert "a trace ends" in shell("predict", "--rate", 1, "--arrivals", tmp_path / "three.csv", *fitted)[1]
     assert not (tmp_path / "out").exists()
 
