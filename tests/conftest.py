@@ -17,8 +17,9 @@ SLOTS = 10  # more than cores: most of what is tested waits
 @pytest.fixture(scope="session")
 def cluster():
     """Ray, started once for all tests, since its start takes ten seconds; each test stops its own replicas."""
+    ray.shutdown()  # of a test that started its own
     ray.init("local", num_cpus=SLOTS, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
-             _node_ip_address="127.0.0.1", object_store_memory=2**28)
+             _node_ip_address="127.0.0.1", object_store_memory=2**28, _system_config={"worker_niceness": 0})
     yield
     ray.shutdown()
 

@@ -81,8 +81,8 @@ NO_CODE_OF_A_ROW = {  # tables of alternatives; weights stand for the models; ch
     "stlib.serving.workloads.protocol", "stlib.serving.workloads.story_requests", "stlib.serving.rules", "stlib.paths",
     "stlib.settings", "stlib.queueing.checks", "stlib.serving.dispatcher", "stlib.serving.replay"}
 NOT_SERVED = NO_CODE_OF_A_ROW | {  # fits, rows and queues on paper
-    "stlib.queueing", "stlib.queueing.formulas", "stlib.queueing.simulation", "stlib.experiment.rows",
-    "stlib.experiment.least_squares", "stlib.experiment.sources", "stlib.serving"}
+    "stlib.queueing", "stlib.queueing.formulas", "stlib.queueing.planning", "stlib.queueing.simulation",
+    "stlib.experiment.rows", "stlib.experiment.least_squares", "stlib.experiment.sources", "stlib.serving"}
 
 
 @pytest.mark.parametrize("files, known", [(IN_REPLICA, NO_CODE_OF_A_ROW), ((*IN_REPLICA, *SERVED), NOT_SERVED)])
