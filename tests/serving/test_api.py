@@ -368,6 +368,13 @@ def test_an_address_of_another_machine_is_named():
         listen("192.0.2.1", 0, "token")
 
 
+def test_a_reply_waits_for_no_acknowledgement():
+    """Of its first packet, which a client may delay by 40 ms: what a connection inherits from the listening socket."""
+    with (listen("127.0.0.1", 0, None) as sock, socket.create_connection(sock.getsockname()),
+          sock.accept()[0] as accepted):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
 def test_loopback_by_any_name_is_served_without_a_token(host):
     try:
