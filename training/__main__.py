@@ -1,6 +1,7 @@
 """Command line: `python -m training` runs every stage, `python -m training STAGE` one of them. Each resumes."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -20,6 +21,10 @@ class Stage(StrEnum):
     lone = "lone"
     export = "export"
     sheets = "sheets"
+    stories = "stories"
+    joint = "joint"
+    consistent = "consistent"
+    autoregressive = "autoregressive"
     all = "all"
 
 
@@ -72,6 +77,19 @@ def lone(minutes: float, workers: int) -> None:
     train_on(minutes, WORK / "unet.pt", WORK / "unet_lone.pt", workers)
 
 
+def stories() -> None:
+    from training.stories import prepare
+
+    prepare()
+
+
+def story_unet(kind: str, minutes: float, workers: int, start: Path | None) -> None:
+    from training.story_training import export, train
+
+    train(kind, minutes, workers, start)
+    export(kind)
+
+
 def export() -> None:
     from training.export import export as write
 
@@ -90,6 +108,10 @@ def main(
     unet_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of UNet training")] = 49.0,
     decoder_minutes: Annotated[float, typer.Option(min=0.1, help="wall-clock minutes of decoder tuning")] = 5.5,
     lone_minutes: Annotated[float, typer.Option(min=0.1, help="minutes more, on more lone subjects")] = 20.0,
+    joint_minutes: Annotated[float, typer.Option(min=0.1, help="of the UNet with stacked panels")] = 120.0,
+    consistent_minutes: Annotated[float, typer.Option(min=0.1, help="of the one with shared attention")] = 50.0,
+    autoregressive_minutes: Annotated[float, typer.Option(min=0.1, help="of the one told the last panel")] = 15.0,
+    start: Annotated[Path | None, typer.Option(help="of a story's UNet: exported weights that it begins with")] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes of a training: one a core")] = 2,
 ) -> None:
     """Trains the illustrator from npm's emoji artwork to weights in data/models; an interrupted stage resumes."""
@@ -104,6 +126,10 @@ def main(
         Stage.lone: lambda: lone(lone_minutes, workers),
         Stage.export: export,
         Stage.sheets: sheets,
+        Stage.stories: stories,
+        Stage.joint: lambda: story_unet("joint", joint_minutes, workers, start),
+        Stage.consistent: lambda: story_unet("consistent", consistent_minutes, workers, start),
+        Stage.autoregressive: lambda: story_unet("autoregressive", autoregressive_minutes, workers, start),
     }
     for name, step in steps.items():
         if stage in (name, Stage.all):

@@ -40,13 +40,19 @@ def signal_and_noise(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return a.sqrt(), (1 - a).sqrt()
 
 
-def noised(x0: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noisy latents, their steps t (stratified over a batch) and the velocity target (Salimans & Ho 2022)."""
+def noised(x0: torch.Tensor, generator: torch.Generator, shared: float = 0.0) -> tuple[torch.Tensor, ...]:
+    """Noisy latents, their steps t (stratified over a batch) and the velocity target (Salimans & Ho 2022).
+
+    x0: [n, c, h, w], or stories [n, panels, c, h, w], whose panels have one t and `shared` of their noise's variance
+    in common.
+    """
     n = len(x0)
     u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
     t = (FIRST_T + (1000 - FIRST_T) * u**TILT).long().clamp(max=999)
     noise = torch.randn(x0.shape, generator=generator)
-    a, s = signal_and_noise(t)
+    if shared:
+        noise = shared**0.5 * torch.randn(x0[:, :1].shape, generator=generator) + (1 - shared) ** 0.5 * noise
+    a, s = (one.view(-1, *[1] * (x0.ndim - 1)) for one in signal_and_noise(t))
     return a * x0 + s * noise, t, a * noise - s * x0
 
 

@@ -75,10 +75,10 @@ class Validation:
 class Training:
     """The UNet, its moving average, the optimiser and the time spent; saved and resumed as one file."""
 
-    def __init__(self, checkpoint: Path):
+    def __init__(self, checkpoint: Path, unet: torch.nn.Module | None = None):
         torch.manual_seed(1)
         self.checkpoint = checkpoint
-        self.unet = new_unet()
+        self.unet = new_unet() if unet is None else unet
         self.average = copy.deepcopy(self.unet).eval().requires_grad_(False)
         groups = [
             {"params": [p for p in self.unet.parameters() if p.ndim >= 2], "weight_decay": 0.01},
@@ -107,9 +107,7 @@ class Training:
         """One optimiser step; returns the weighted loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        x0, weights, states = data.batch(BATCH, self.generator)
-        noisy, t, target = noised(x0, self.generator)
-        loss = (weights * (self.unet(noisy, t, states).sample - target).square()).mean()
+        loss = self.loss(data)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(list(self.unet.parameters()))
@@ -118,6 +116,12 @@ class Training:
         self.step += 1
         update_average(self.average, self.unet, self.step, EMA_DECAY)
         return loss.item()
+
+    def loss(self, data: Scenes) -> torch.Tensor:
+        """Of a random batch: the weighted error of the velocity."""
+        x0, weights, states = data.batch(BATCH, self.generator)
+        noisy, t, target = noised(x0, self.generator)
+        return (weights * (self.unet(noisy, t, states).sample - target).square()).mean()
 
 
 def trained_unet(checkpoint: Path) -> UNet2DConditionModel:
