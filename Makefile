@@ -89,8 +89,8 @@ $(OUT)/report.pdf: report/main.tex report/build.py $(EXECUTED)
 	$(PYTHON) -m report.build pdf
 	$(if $(filter full,$(PROFILE)),cp $(README_PICTURES:%=$(OUT)/figures/%.png) figures/reference/)
 
-test: $(MODELS) ## the fast tests (pytest without the marker slow)
-	$(PYTHON) -m pytest
+test: $(MODELS) ## the fast tests (pytest without the marker slow), in two processes
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 validate: $(MODELS) ## the slow checks; their summaries go to data/reference/validate
 	$(PYTHON) -m pytest -m slow --durations=10

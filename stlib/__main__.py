@@ -1,9 +1,9 @@
 """The shell: python -m stlib tell | serve | predict | replay | models."""
 
-import functools
 import os
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +14,7 @@ from tqdm import tqdm
 from stlib import paths
 
 MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
-JOBS, CALIBRATION = 60, 10  # of a replay without a campaign
-OF_A_CELL = ("mix", "method", "replicas", "routing", "arrivals", "time_column", "rho", "rate", "seed", "http")
+JOBS, CALIBRATION = 60, 10  # of a replay
 CostsFile = Annotated[Path, typer.Option("--costs", help="what jobs cost, measured")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
 MenuFile = Annotated[Path, typer.Option("--menu", help="what a method's name stands for: a YAML file")]
@@ -52,8 +51,8 @@ def tell(
     from stlib.generation import StoryJob, Storyteller
     from stlib.serving.rules import options_of, read_menu
 
-    options = {"n_panels": panels, "steps": steps, "llm_tokens": llm_tokens, "guidance_scale": guidance, "seed": seed}
-    job = StoryJob(prompt=prompt, **options | options_of(method, read_menu(menu)))
+    job = StoryJob(prompt=prompt, **{"n_panels": panels, "steps": steps, "llm_tokens": llm_tokens, "seed": seed,
+                                     "guidance_scale": guidance} | options_of(method, read_menu(menu)))
     storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device, precision=precision)
     with tqdm(total=1, desc="loading", bar_format="{desc:>16} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         result = storyteller.tell(job, on_progress=lambda stage, done, total: _advance(bar, stage, done, total))
@@ -87,7 +86,6 @@ def serve(
     from stlib.serving.rules import read_menu
     from stlib.serving.server import listen, run, url_of
 
-    names = read_menu(menu)
     fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
     busy = fitted.busy_speed(method, replicas)[replicas]
     estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
@@ -95,7 +93,7 @@ def serve(
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher(spec, replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
-                    probe=probe, menu=names) as dispatcher:
+                    probe=probe, menu=read_menu(menu)) as dispatcher:
         print(f"Storyteller is served at {url_of(sock)} (stop with Ctrl-C)", flush=True)
         run(make_app(dispatcher, token), sock)
 
@@ -148,14 +146,9 @@ def predict(
     times = Campaign.from_yaml().process_of(arrivals)
     system = System.of(fitted, mix, method, replicas, routing=routing, arrivals=times)
     capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
-    speed = fitted.busy_speed(method, known)[-1]
-    if rate >= capacity and not targets:
-        raise ValueError(f"rate = {rate:g}: {replicas} replicas do less than {capacity:.3f} jobs a second (rho = 1) by "
-                         f"{method}; take {int(rate * system.service_s[0] / speed) + 1} replicas or more, or a lower "
-                         "rate")
     plans = [system.plan(rate, *one, k_max=MOST_REPLICAS) for one in targets]
     told = f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / capacity:.2f})"
-    if rate >= capacity:
+    if rate >= capacity and plans:  # without a target the run refuses it
         print(f"{told}: the queue only grows, {replicas} replicas do less than {capacity:.3f} jobs/s")
     else:
         percentiles = sorted({50, 95} | {float(name[1:]) for name, _ in targets if name.startswith("p")})
@@ -170,13 +163,11 @@ def predict(
               f"{replicas} replicas up to {most:.3f} jobs/s")
     if max([replicas, *(fewest for fewest, _ in plans)]) > known:
         print(f"assumed: with more than {known} replicas busy (not measured) each has the speed of {known}, "
-              f"{speed:.3f}")
+              f"{fitted.busy_speed(method, known)[-1]:.3f}")
 
 
 @app.command()
 def replay(
-    context: typer.Context,
-    cell: Annotated[int | None, typer.Option(min=0, help="a cell of data/campaign.yml, in place of options")] = None,
     mix: Mix = "stories_exact", method: Method = "sequential", replicas: Replicas = 1, routing: Routing = "central",
     arrivals: Annotated[str, typer.Option(help="poisson, bursty or a CSV trace of times")] = "poisson",
     time_column: Annotated[str | None, typer.Option(help="the trace's column of times; left out, it is found by its "
@@ -184,44 +175,32 @@ def replay(
     rho: Annotated[float | None, typer.Option(min=0, max=1, help="the load that sets the rate")] = None,
     rate: Annotated[float | None, typer.Option(min=0, max=10**6, help="jobs a second, in place of rho; a trace has its "
                                                "own")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help=f"number of jobs; left out, {JOBS} or all of a shorter trace, "
-                                             "or the campaign's for a cell")] = None,
-    calibration: Annotated[int | None, typer.Option(
-        min=CALIBRATION, help=f"jobs each replica does before the run and after it, for the prediction; left out, "
-                              f"{CALIBRATION}, or the campaign's for a cell")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help=f"number of jobs; left out, {JOBS} or all of a shorter trace"
+                                             )] = None,
+    calibration: Annotated[int, typer.Option(min=CALIBRATION, help="jobs each replica does before the run and after "
+                                             "it, for the prediction")] = CALIBRATION,
     out: Annotated[Path | None, typer.Option(help="folder for the results; left out, this profile's")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="reproduces arrivals and jobs")] = 0,
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes, such as /stories")] = None,
-    again: Annotated[bool, typer.Option(help="serve a finished cell once more, both are kept")] = False,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
     costs: CostsFile = COSTS,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
-    given = [name for name in OF_A_CELL if context.get_parameter_source(name).name == "COMMANDLINE"]
-    if cell is not None and given:
-        raise ValueError(f"--cell {cell} has its own {', '.join(given)}: leave out one or the other")
     from stlib.experiment import Costs
     from stlib.prediction.cell import Arrivals, Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
     from stlib.serving.rules import read_menu
 
-    campaign = Campaign.from_yaml().but(menu=read_menu(menu))
-    sizes = {"n_jobs": jobs, "calibration": calibration}
-    if cell is None:
-        one = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
-        times = campaign.process_of(arrivals) | ({"time_column": time_column} if time_column else {})
-        sizes = {"n_jobs": jobs or _n_jobs(times), "calibration": calibration or CALIBRATION, "seed": seed,
-                 "cells": {0: one}}
-        if arrivals.endswith(".csv"):
-            sizes["arrivals"] = {arrivals: Arrivals(time_column=time_column)}
-    campaign = campaign.but(**{name: size for name, size in sizes.items() if size is not None})
-    if (cell or 0) not in campaign.cells:
-        raise ValueError(f"no cell {cell}: data/campaign.yml has {', '.join(map(str, campaign.cells))}")
+    campaign = Campaign.from_yaml()
+    cell = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
+    times = campaign.process_of(arrivals) | ({"time_column": time_column} if time_column else {})
+    own = {"arrivals": {arrivals: Arrivals(time_column=time_column)}} if arrivals.endswith(".csv") else {}
+    campaign = campaign.but(menu=read_menu(menu), n_jobs=jobs or _n_jobs(times), calibration=calibration, seed=seed,
+                            cells={0: cell}, **own)
     check_folder("--out", out or paths.results())
     fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
-    folder = run_cell(campaign, cell or 0, fitted, functools.cache(lambda i: spec.start()), results=out, again=again,
-                      spec=spec)
+    folder = run_cell(campaign, 0, fitted, cache(lambda i: spec.start()), results=out, spec=spec)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
           .to_string(index=False, float_format="%.3f", na_rep=""))

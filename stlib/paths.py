@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stlib.settings import known
+
 PROFILES = ("smoke", "quick", "full")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,10 +16,8 @@ MODELS = DATA / "models"
 MIXES = DATA / "mixes"
 REFERENCE = DATA / "reference"
 BUILD = ROOT / "build"
-CACHE = Path(
-    os.environ.get("STORYTELLER_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "storyteller"
-)
+CACHE = Path(os.environ.get("STORYTELLER_CACHE")
+             or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "storyteller"))
 
 
 def profile() -> str:
@@ -25,10 +25,7 @@ def profile() -> str:
 
     Raises ValueError for a name outside PROFILES.
     """
-    name = os.environ.get("PROFILE") or "quick"
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}: set PROFILE to one of {', '.join(PROFILES)}")
-    return name
+    return known("profile", os.environ.get("PROFILE") or "quick", PROFILES)
 
 
 def build() -> Path:

@@ -5,8 +5,7 @@ import os
 import re
 import textwrap
 import zlib
-from collections.abc import Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +15,7 @@ from filelock import FileLock
 from scipy import stats
 
 from stlib import paths
+from stlib.settings import known
 
 WIDTH = 6.0  # inches, the report's text width
 ORIGINS = ("here", "reference")  # measured in this run, or read from the committed reference run
@@ -42,16 +42,14 @@ def begin(notebook: str) -> None:
     for piece in (*paths.figures().glob("[0-9]*"), *paths.generated().glob("[0-9]*")):
         if piece.name[:2] not in others:
             piece.unlink(missing_ok=True)
-    with _macros() as macros:
-        for name in [name for name, macro in macros.items() if macro.get("notebook") not in others]:
-            del macros[name]
+    _keep(lambda macros: {name: macro for name, macro in macros.items() if macro.get("notebook") in others})
     set_theme()
 
 
 def method_colours(names: Iterable[str]) -> dict:
     """A colour for each of these methods, whatever they are called; a name has the same one everywhere."""
-    known = dict(zip(METHODS, sns.color_palette("colorblind"), strict=False))
-    return {name: known.get(name) or sns.husl_palette(1, h=zlib.crc32(name.encode()) / 2**32, l=0.5)[0]
+    first = dict(zip(METHODS, sns.color_palette("colorblind"), strict=False))
+    return {name: first.get(name) or sns.husl_palette(1, h=zlib.crc32(name.encode()) / 2**32, l=0.5)[0]
             for name in names}
 
 
@@ -78,35 +76,30 @@ def points(ax, data: pd.DataFrame, x: str, label: str | None = None) -> None:
 
 def axes(**settings):
     """One empty plot of the report's width; `settings` as of matplotlib's `Axes.set`."""
-    ax = plt.subplots()[1]
-    ax.set(**settings)
-    return ax
+    return plt.subplots(subplot_kw=settings)[1]
 
 
 def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:
     """Write a figure as PDF and PNG, its data beside it as CSV; returns the PNG's path from the working folder."""
     figure = paths.figures() / f"{name}.png"
-    with paths.whole(figure.with_suffix(".pdf")) as file:
-        fig.savefig(file, metadata={"CreationDate": None})
     if data is not None:
-        with paths.whole(figure.with_suffix(".csv")) as file:
-            data.to_csv(file, index=False)
-    with paths.whole(figure) as file:
-        fig.savefig(file)
+        with paths.whole(figure.with_suffix(".csv")) as csv:
+            data.to_csv(csv, index=False)
+    with paths.whole(figure.with_suffix(".pdf")) as pdf, paths.whole(figure) as png:
+        fig.savefig(pdf, metadata={"CreationDate": None})
+        fig.savefig(png)
     return Path(os.path.relpath(figure))  # a notebook that shows it tells nobody where on this machine it was run
 
 
 def strip_figure(rows: dict[str, list], captions: list[str]):
     """Panels side by side, one row of PIL images a label; captions under the last row."""
     columns = max(map(len, rows.values()))
-    fig, grid = plt.subplots(len(rows), columns, squeeze=False,
-                             figsize=(WIDTH, len(rows) * WIDTH / columns * 1.02 + 0.35))
+    fig, grid = plt.subplots(len(rows), columns, figsize=(WIDTH, len(rows) * WIDTH / columns * 1.02 + 0.35),
+                             squeeze=False, subplot_kw={"xticks": [], "yticks": [], "frame_on": False})
     for (label, panels), line in zip(rows.items(), grid, strict=True):
         line[0].set_title(label, loc="left", fontsize=8)
         for panel, ax in zip(panels, line, strict=False):
             ax.imshow(panel)
-    for ax in grid.flat:
-        ax.set(xticks=[], yticks=[], frame_on=False)
     for caption, ax in zip(captions, grid[-1], strict=False):
         ax.set_xlabel(textwrap.fill(caption, 30), fontsize=7)
     return fig
@@ -114,10 +107,13 @@ def strip_figure(rows: dict[str, list], captions: list[str]):
 
 def save_table(df: pd.DataFrame, name: str, *, origin: str, float_format: str = ".3g", escape: bool = True) -> Path:
     """Write a table as a booktabs body with a line that says where its numbers come from."""
-    _check_origin(origin)
+    known("origin", origin, ORIGINS)
     body = df.to_latex(index=False, escape=escape, na_rep="",
                        float_format=lambda value: format(value, float_format).replace("%", r"\%"))
-    return _write(paths.generated() / f"{name}.tex", f"{body}\\tableorigin{{{origin}}}\n")
+    table = paths.generated() / f"{name}.tex"
+    with paths.whole(table) as file:
+        file.write_text(f"{body}\\tableorigin{{{origin}}}\n")
+    return table
 
 
 def save_macro(name: str, value, format_spec: str = "", *, origin: str) -> str:
@@ -126,14 +122,13 @@ def save_macro(name: str, value, format_spec: str = "", *, origin: str) -> str:
     `name` is letters only (TeX allows no others). The mark of its origin is added in the report.
     Raises ValueError for another name, an unknown origin, or a value that is no finite number and no text.
     """
-    _check_origin(origin)
+    known("origin", origin, ORIGINS)
     if not re.fullmatch("[A-Za-z]+", name):
         raise ValueError(f"macro name {name!r}: TeX allows letters only, such as 'MeanWait'")
     text = format(value, format_spec)
     if NO_VALUE.fullmatch(text):
         raise ValueError(f"macro {name!r} has the value {value!r}: give a finite number or a text")
-    with _macros() as macros:
-        macros[name] = {"text": text, "origin": origin, "notebook": _notebook}
+    _keep(lambda macros: macros | {name: {"text": text, "origin": origin, "notebook": _notebook}})
     return text
 
 
@@ -143,22 +138,7 @@ def load_macros() -> dict:
     return json.loads(store.read_text()) if store.exists() else {}
 
 
-@contextmanager
-def _macros():
-    """The kept macros, to be changed: one process at a time, and stored whole."""
-    with FileLock(paths.build() / ".macros.lock"):
-        macros = load_macros()
-        yield macros
-        _write(paths.generated() / "macros.json", json.dumps(macros, indent=1, sort_keys=True))
-
-
-def _check_origin(origin: str) -> None:
-    if origin not in ORIGINS:
-        raise ValueError(f"origin {origin!r}: say where the number was measured, one of {', '.join(ORIGINS)}")
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write whole or not at all."""
-    with paths.whole(path) as file:
-        file.write_text(text)
-    return path
+def _keep(changed: Callable[[dict], dict]) -> None:
+    """Keep what `changed` makes of the macros kept so far: one process at a time, and stored whole."""
+    with FileLock(paths.build() / ".macros.lock"), paths.whole(paths.generated() / "macros.json") as file:
+        file.write_text(json.dumps(changed(load_macros()), indent=1, sort_keys=True))

@@ -32,9 +32,8 @@ class Fields(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, extra="forbid")
 
     def __init__(self, /, *values, **fields):
-        given = dict(zip(self._names(), values, strict=False)) | fields
-        given = {name: value.tolist() if hasattr(value, "tolist") else value
-                 for name, value in given.items() if value is not None}
+        given = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in
+                 [*zip(self._names(), values, strict=False), *fields.items()] if value is not None}
         try:
             super().__init__(**given)
         except ValidationError as error:
@@ -78,11 +77,8 @@ def one_of(field: str, allowed):
 
 def many(item):
     """The type of a list of one or more, in which one alone may be given as itself."""
-    return Annotated[tuple[item, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-
-
-def _as_tuple(given):
-    return given if isinstance(given, tuple) else tuple(given) if isinstance(given, list) else (given,)
+    several = BeforeValidator(lambda given: tuple(given) if isinstance(given, list | tuple) else (given,))
+    return Annotated[tuple[item, ...], several, Field(min_length=1)]
 
 
 def _refusal(model: type[Fields], given: dict, problem: dict) -> FieldError:
@@ -100,17 +96,17 @@ def _refusal(model: type[Fields], given: dict, problem: dict) -> FieldError:
     return FieldError(f"{name}{place} = {reprlib.repr(problem['input'])}: {remedy}", name)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """Refuses a field given twice, of which PyYAML keeps the last, and a value left empty."""
 
-    def compose_mapping_node(self, anchor):
-        node, seen = super().compose_mapping_node(anchor), []
+    def construct_mapping(self, node, deep=False):
+        seen = []
         for name, _ in node.value:
             key = name.value if name.value == "<<" else self.construct_object(name)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=name.start_mark)
             seen.append(key)
-        return node
+        return super().construct_mapping(node, deep)
 
     def refuse_empty(self, node):
         raise yaml.MarkedYAMLError(problem="a value is empty", problem_mark=node.start_mark)

@@ -123,20 +123,23 @@ def costs(handles, mix, tmp_path_factory):
 
 
 def test_the_fitted_costs_are_the_workload_s(costs):
-    found = costs.coefficients().set_index("term")["seconds"]
+    found = dict(zip(costs.terms, costs.beta, strict=True))
     assert found["turns"] == pytest.approx(TURN_S, rel=0.1)
     assert found["naps[deep]"] == pytest.approx(NAP_S, rel=0.05)
     assert found["naps[light]"] == pytest.approx(NAP_S / 2, rel=0.05)
     assert set(costs.counts["turns_run"]) == {"1", "2", "4"}
 
 
+BARS = {"mean": 0.05, "p95": 0.075, "slo": 0.02}  # relative, deadlines met absolute: those of the campaign
+WIDE = {"mean": 0.3, "p95": 0.4, "slo": 0.1}  # on a machine that other work shares
+
+
+@pytest.mark.parametrize("bars", [pytest.param(WIDE, id="any machine"),
+                                  pytest.param(BARS, id="quiet machine", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("given", [{"method": "deep"}, {"method": "light", "replicas": 2, "routing": "least_work",
                                                         "http": "/naps"}], ids=["dispatcher", "HTTP"])
-def test_it_is_served_as_predicted(spec, handles, mix, costs, given, tmp_path):
-    """Within the bars: the mean within 5 %, P95 within 7.5 %, deadlines met within 2 points.
-
-    A job here is 20 times shorter than a story: what HTTP takes of it on both ways, milliseconds, is taken off.
-    """
+def test_it_is_served_as_predicted(spec, handles, mix, costs, given, bars, tmp_path):
+    """A job here is 20 times shorter than a story: what HTTP takes of it on both ways, milliseconds, is taken off."""
     usual = {"mix": mix, "replicas": 1, "routing": "central", "arrivals": "poisson", "rho": 0.5}
     cell = Cell(**usual | given)
     campaign = Campaign(1, 120, calibration=20, slo_factors=(3,), baseline="deep", cells={1: cell}, menu=MENU,
@@ -146,15 +149,16 @@ def test_it_is_served_as_predicted(spec, handles, mix, costs, given, tmp_path):
     table = read_cell(folder)[1]
     ways_s = table["arrival_s"] - table["scheduled_s"] + table["reply_s"] - table["finish_s"]
     on_the_way_s = ways_s.mean() if cell.http else 0.0
-    assert on_the_way_s < 0.02
-    for metric, bar in (("mean", 0.05), ("p95", 0.075)):
-        assert rows.loc[metric, "traced"] == pytest.approx(rows.loc[metric, "served"] - on_the_way_s, rel=bar)
-    assert rows.loc["slo", "traced"] == pytest.approx(rows.loc["slo", "served"], abs=0.02)
+    assert on_the_way_s < 0.4 * bars["mean"]
+    for metric in ("mean", "p95"):
+        served = rows.loc[metric, "served"] - on_the_way_s
+        assert rows.loc[metric, "traced"] == pytest.approx(served, rel=bars[metric])
+    assert rows.loc["slo", "traced"] == pytest.approx(rows.loc["slo", "served"], abs=bars["slo"])
 
 
 def test_its_menu_is_predicted_too(mix, costs):
     deep, light, both = (System.of(costs, mix, method) for method in ("deep", "light", ["deep", "deep", "light"]))
-    assert deep.capacity < light.capacity == both.capacity
+    assert deep.capacity < light.capacity == pytest.approx(both.capacity)
     rate = 0.8 * deep.capacity
     assert light.metric("mean", rate) < both.metric("mean", rate) < deep.metric("mean", rate)
 

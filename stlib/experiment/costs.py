@@ -24,6 +24,7 @@ from stlib.experiment.counts import VALUES, fit_laws, law, nearest_mean
 from stlib.experiment.least_squares import between_sd, hc3, independent, solve
 from stlib.experiment.machine import Level, draw_level, fit_level, lag_correlation, smoothed
 from stlib.serving.workloads import WORKLOADS
+from stlib.settings import known
 
 LEVELS = np.linspace(0, 1, 201)  # at which the residual's quantiles are kept
 
@@ -86,10 +87,8 @@ class Costs:
         kind = WORKLOADS[workload]
         _check_rows(rows, kind)
         methods = tuple(sorted(rows["method"].unique()))
-        columns = term_columns(kind, rows, rows["method"], methods, kind.known(rows))
-        names, x = list(columns), np.column_stack(list(columns.values()))
-        kept = independent(x)
-        names, x = [names[i] for i in kept], x[:, kept]
+        columns = independent(term_columns(kind, rows, rows["method"], methods, kind.known(rows)))
+        x = np.column_stack(list(columns.values()))
         if len(rows) <= x.shape[1]:
             raise ValueError(f"{len(rows)} rows for {x.shape[1]} parameters: measure more runs")
         y, at_s, probe_s = rows[["run_s", "at_s", "probe_s"]].to_numpy(float).T
@@ -102,7 +101,7 @@ class Costs:
         spread = np.sqrt(len(rows) / (len(rows) - x.shape[1]))
         residual = np.quantile(1 + (ratio - 1) * spread, LEVELS)
         return cls(
-            workload, methods, tuple(names), beta, hc3(x / mean[:, None], ratio - 1), gamma, gamma_se,
+            workload, methods, tuple(columns), beta, hc3(x / mean[:, None], ratio - 1), gamma, gamma_se,
             residual / _moment(residual, 1), lag_correlation(ratio - 1, at_s), level, float(np.exp(middle)),
             probe_cost_s=rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
             ranges={name: [float(v.min()), float(v.max())] for name, v in kind.ranged(rows).items()}, n_rows=len(rows),
@@ -111,30 +110,8 @@ class Costs:
 
     def with_speed(self, contention: pd.DataFrame, dispatch_s: float = 0.0) -> "Costs":
         """The same with what busy replicas do to each other (the table of `machine.contention`) and `dispatch_s`."""
-        of_method = contention.sort_values("busy").groupby("method", observed=True)
-        measured = {name: of_method[column].apply(list).to_dict()
-                    for name, column in (("speed", "speed"), ("speed_se", "se"), ("probe_ratio", "probe_ratio"))}
-        return replace(self, dispatch_s=dispatch_s, **measured)
-
-    def with_term(self, term: str, rows: pd.DataFrame) -> "Costs":
-        """The same with the cost of a shared term that the fitted rows did not vary, from rows (as of `fit`) that do.
-
-        It costs what these rows take beyond the model, by least squares on the relative error.
-        Raises ValueError for fewer than 10 rows, or rows that do not vary it.
-        """
-        kind = WORKLOADS[self.workload]
-        _check_rows(rows, kind)
-        values = term_columns(kind, rows, rows["method"], (), kind.known(rows))[term]
-        if len(rows) < 10 or np.ptp(values) == 0:
-            raise ValueError(f"{len(rows)} rows, their {term} from {values.min():g} to {values.max():g}: give at least "
-                             "10 rows that vary it")
-        mean = self.mean_s(rows, rows["method"])
-        y = rows["run_s"].to_numpy() / (mean * self.factor(rows["probe_s"]) ** self.gamma)
-        x = np.column_stack([np.ones(len(rows)), values / mean])
-        level, slope = np.linalg.lstsq(x, y, rcond=None)[0]  # level: what the probes leave of these processes' speed
-        covariance = np.pad(self.covariance, (0, 1))
-        covariance[-1, -1] = hc3(x, y - x @ [level, slope])[1, 1] / level**2
-        return replace(self, terms=(*self.terms, term), beta=np.append(self.beta, slope / level), covariance=covariance)
+        named = contention.rename(columns={"se": "speed_se"}).sort_values("busy").groupby("method", observed=True)
+        return replace(self, dispatch_s=dispatch_s, **named[["speed", "speed_se", "probe_ratio"]].agg(list).to_dict())
 
     def factor(self, probe_s, at_s=None, reference_s: float | None = None) -> np.ndarray:
         """The machine factor of probes taken while no other replica is busy, (n,).
@@ -167,10 +144,10 @@ class Costs:
 
         Raises ValueError for a method that was not measured.
         """
-        self._check_methods([method])
+        known("method of the costs", method, self.methods)
         kind = WORKLOADS[self.workload]
-        counts = {count: nearest_mean(self.counts.get(count, {}), job, kind.counts[count]) if np.isnan(known) else known
-                  for count, known in kind.known(job).items()}
+        counts = {count: nearest_mean(self.counts.get(count, {}), job, kind.counts[count]) if np.isnan(told) else told
+                  for count, told in kind.known(job).items()}
         return float(self._seconds(job, method, counts))
 
     def sample_s(self, jobs: pd.DataFrame, method, rng: np.random.Generator, draws: int | None = None, factor=1.0,
@@ -182,8 +159,8 @@ class Costs:
         self._check(jobs, method)
         shape, drawn = (len(jobs),) if draws is None else (draws, len(jobs)), {}
         for count, values in self._laws(jobs).items():
-            known = values.shape[1] == 1
-            drawn[count] = values[:, 0] if known else values[np.arange(len(jobs)), rng.integers(VALUES, size=shape)]
+            pick = 0 if values.shape[1] == 1 else rng.integers(VALUES, size=shape)
+            drawn[count] = values[np.arange(len(jobs)), pick]
         residual = np.interp(rng.random(shape), LEVELS, self.residual_within if within else self.residual)
         return self._seconds(jobs, method, drawn) * residual * np.asarray(factor, float) ** self.gamma
 
@@ -193,13 +170,11 @@ class Costs:
         By the law of total variance: E[T^p] is the mean over jobs of E[T^p | job], counts and residual integrated out.
         """
         self._check(jobs, method)
-        laws = self._laws(jobs)
         apart = {count: values[:, np.random.default_rng(i).permutation(values.shape[1])]  # independent of the others
-                 for i, (count, values) in enumerate(laws.items())}
-        work = self._seconds({name: values[:, None] for name, values in _mapping(jobs).items()}, method, apart)
+                 for i, (count, values) in enumerate(self._laws(jobs).items())}
+        columns = self._columns({name: values[:, None] for name, values in _mapping(jobs).items()}, method, apart)
+        work, x = sum(map(np.multiply, self.beta, columns)), np.array([np.mean(column) for column in columns])
         first, second, third = (np.mean(work**p) * _moment(self.residual, p) for p in (1, 2, 3))
-        columns = self._columns(jobs, method, {count: values.mean(axis=1) for count, values in laws.items()})
-        x = np.array([np.mean(columns[term]) for term in self.terms])
         return MixMoments(first, float(np.sqrt(x @ self.covariance @ x)), second / first**2 - 1, third)
 
     def busy_speed(self, method: str, k: int) -> np.ndarray:
@@ -212,14 +187,7 @@ class Costs:
 
     def busy_speed_se(self, method: str, k: int) -> float:
         """Relative standard error of the speed of k busy replicas; 0 for one, which is the unit."""
-        measured = self.speed_se.get(method, [0.0])
-        return measured[min(k, len(measured)) - 1]
-
-    def coefficients(self) -> pd.DataFrame:
-        """Term, cost in seconds, standard error, and 95 % interval (normal)."""
-        se = np.sqrt(np.diag(self.covariance))
-        table = pd.DataFrame({"term": self.terms, "seconds": self.beta, "se": se})
-        return table.assign(low=self.beta - 1.96 * se, high=self.beta + 1.96 * se)
+        return self._while_busy(self.speed_se, method, k, alone=0.0)[k]
 
     @property
     def residual_cv(self) -> float:
@@ -229,8 +197,8 @@ class Costs:
     @property
     def residual_within(self) -> np.ndarray:
         """The residual's quantiles among the jobs of one process: without the variance between processes."""
-        share = 1 - (self.process_sd / self.residual_cv) ** 2 if self.process_sd else 1.0
-        return 1 + (self.residual - 1) * np.sqrt(max(share, 0.0))
+        between = (self.process_sd / self.residual_cv) ** 2 if self.process_sd else 0.0
+        return 1 + (self.residual - 1) * np.sqrt(max(1 - between, 0.0))
 
     def to_json(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all."""
@@ -247,47 +215,43 @@ class Costs:
             tuples = {name: tuple(given[name]) for name in ("methods", "terms")}
             return cls(**given | {"level": Level(*given["level"])} | arrays | tuples)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no costs of this version ({error}): give a costs.json, or run notebooks "
-                             "05 and 08, which measure one") from error
+            raise ValueError(f"{path} holds no costs of this version ({error}): notebooks 05, 08 write one") from error
 
-    def _columns(self, job, method, counts: Mapping) -> dict:
-        return term_columns(WORKLOADS[self.workload], job, method, self.methods, counts)
+    def _columns(self, job, method, counts: Mapping) -> list:
+        """Of each term; job: a table, or a mapping of numbers or arrays."""
+        columns = term_columns(WORKLOADS[self.workload], job, method, self.methods, counts)
+        return [columns[term] for term in self.terms]
 
     def _seconds(self, job, method, counts: Mapping):
-        """The mean, given the counts; job: a table, or a mapping of numbers or arrays."""
-        columns = self._columns(job, method, counts)
-        return sum(cost * columns[term] for term, cost in zip(self.terms, self.beta, strict=True))
+        """The mean, given the counts."""
+        return sum(cost * column for cost, column in zip(self.beta, self._columns(job, method, counts), strict=True))
 
     def _laws(self, jobs: pd.DataFrame) -> dict[str, np.ndarray]:
         """For each count its equally likely values for each job, (n, VALUES), or (n, 1) if all are known."""
         laws, kind = {}, WORKLOADS[self.workload]
-        for count, known in kind.known(jobs).items():
-            random = np.isnan(known)
-            laws[count] = np.repeat(known[:, None], VALUES if random.any() else 1, axis=1)
+        for count, told in kind.known(jobs).items():
+            random = np.isnan(told)
+            laws[count] = np.repeat(told[:, None], VALUES if random.any() else 1, axis=1)
             for i in np.flatnonzero(random):
                 laws[count][i] = law(self.counts.get(count, {}), count, jobs.iloc[i], kind.counts[count])
         return laws
 
-    def _while_busy(self, measured: dict[str, list[float]], method: str, k: int) -> np.ndarray:
+    @staticmethod
+    def _while_busy(measured: dict[str, list[float]], method: str, k: int, alone: float = 1.0) -> np.ndarray:
         if method not in measured and k > 1:
-            there = ", ".join(measured) or "none"
-            raise ValueError(f"no speed of method {method!r} while others are busy was measured, it was of {there}: "
-                             "measure its contention, or take one replica")
-        values = measured.get(method, [1.0])
-        return np.array([1.0, *values[:k], *[values[-1]] * (k - len(values))])
-
-    def _check_methods(self, methods) -> None:
-        if unknown := set(map(str, methods)) - set(self.methods):
-            raise ValueError(f"the costs know no method {unknown.pop()!r}: measured were {', '.join(self.methods)}")
+            raise ValueError(f"no speed of method {method!r} while others are busy was measured, it was of "
+                             f"{', '.join(measured) or 'none'}: measure its contention, or take one replica")
+        values = measured.get(method, [alone])
+        return np.array([alone, *values[:k], *[values[-1]] * (k - len(values))])
 
     def _check(self, jobs: pd.DataFrame, method) -> None:
-        self._check_methods([method] if isinstance(method, str) else set(method))
+        for one in {method} if isinstance(method, str) else set(method):
+            known("method of the costs", one, self.methods)
         for name, values in WORKLOADS[self.workload].ranged(jobs).items():
             low, high = self.ranges[name]
             outside = values[~((values >= low) & (values <= high))]
             if len(outside):
-                raise ValueError(f"{name} = {outside[0]:g}: the costs were fitted to {low:g} to {high:g}; "
-                                 "measure such jobs and fit again")
+                raise ValueError(f"{name} = {outside[0]:g}: fitted were {low:g} to {high:g}; measure and fit such jobs")
 
 
 def term_columns(kind, job, method, methods, counts: Mapping) -> dict:
@@ -298,9 +262,8 @@ def term_columns(kind, job, method, methods, counts: Mapping) -> dict:
     """
     terms = kind.terms(_mapping(job) | counts)
     of_method = {one: np.asarray(method) == one for one in methods}
-    return {name: terms[name] for name in terms if name in kind.shared} | {
-        f"{name}[{one}]": values * of_method[one]
-        for one in methods for name, values in terms.items() if name not in kind.shared}
+    return {name: values for name, values in terms.items() if name in kind.shared} | {
+        f"{name}[{one}]": terms[name] * of_method[one] for one in methods for name in terms if name not in kind.shared}
 
 
 def _mapping(job) -> dict:

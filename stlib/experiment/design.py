@@ -1,5 +1,6 @@
-"""Designed experiments: factorial designs, what a fraction confounds, and the order of the runs.
+"""Designed experiments and their analysis.
 
+Factorial designs, what a fraction confounds, the order of the runs, the analysis of variance of what they measured.
 A term is a factor's name or an interaction such as "method:steps".
 """
 
@@ -11,8 +12,10 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import patsy
+import statsmodels.formula.api as smf
 from pydantic import Field
 from pyDOE3 import fracfact, fullfact
+from statsmodels.stats.anova import anova_lm
 
 from stlib import paths
 from stlib.settings import Fields, many, read_yaml, within
@@ -25,7 +28,6 @@ def full_factorial(levels: dict[str, list]) -> pd.DataFrame:
 
     Raises ValueError for a factor with fewer than two different levels.
     """
-    _check_levels(levels)
     return _decoded(fullfact([len(values) for values in levels.values()]), levels)
 
 
@@ -36,12 +38,10 @@ def fractional_factorial(levels: dict[str, list], generators: dict[str, list[str
     {"threads": ["method", "steps", "guidance_scale"]}; the more factors a generator has, the less it confounds.
     Raises ValueError for a factor that has not two levels, or a generator that names an unknown or generated factor.
     """
-    _check_levels(levels)
     base = [name for name in levels if name not in generators]
     for name, values in levels.items():
         if len(values) != 2:
-            raise ValueError(f"{name} has {len(values)} levels {values}: a fraction is of two-level factors; "
-                             "give two, or use full_factorial")
+            raise ValueError(f"{name} has the levels {values}: give two-level factors, or use full_factorial")
     if set(generators) - set(levels) or not all(set(word) <= set(base) and len(set(word)) == len(word)
                                                 for word in generators.values()):
         raise ValueError(f"generators {generators} must define factors of {list(levels)} from different ones of {base}")
@@ -92,12 +92,10 @@ def check_estimable(design: pd.DataFrame, terms: list[str], covariates=()) -> No
         factors = term.split(":")
         runs = design[factors].astype("category").groupby(factors, observed=False).size()
         if (runs == 0).any():
-            raise ValueError(f"{term} has no run with {', '.join(map(str, runs.idxmin()))}: add such runs, or leave "
-                             f"{term} out")
+            raise ValueError(f"{term} has no run with {', '.join(map(str, runs.idxmin()))}: add some, or leave it out")
     for term, others in aliases(design, terms, covariates).items():
         if others:
-            raise ValueError(f"{term} is aliased with {', '.join(others)}: leave one out or add runs that separate "
-                             "them")
+            raise ValueError(f"{term} is aliased with {', '.join(others)}: leave one out or add runs to separate them")
     raise ValueError(f"{', '.join(columns)} are aliased jointly: leave one out or add runs that separate them")
 
 
@@ -114,6 +112,31 @@ def run_order(design: pd.DataFrame, rng: np.random.Generator, replicates: int = 
     return runs.iloc[np.lexsort((rng.random(len(runs)), runs["block"]))].reset_index(drop=True)
 
 
+def anova(rows: pd.DataFrame, terms: list[str], response: str = "run_s", covariates=("C(block, Sum)",), typ: int = 2):
+    """The table of an analysis of variance, and the fitted model for its residuals.
+
+    rows: one a run, its factors and `response`. terms: factors and interactions ("method:steps"), all taken as
+    categories in deviation coding, as sums of squares of type III need it. covariates: further terms of the formula.
+    The table has, a term: degrees of freedom, F and p (robust to unequal variances, HC3), and partial eta squared,
+    SS / (SS + residual SS) from the ordinary sums of squares. Raises ValueError as `check_estimable`, for a response
+    that is no finite number (seconds: above 0), and for a run whose spread no other run shows.
+    """
+    _check_response(rows, response)
+    rows = rows.assign(**{name: rows[name].cat.remove_unused_categories() for name in rows.select_dtypes("category")})
+    check_estimable(rows, terms, covariates)
+    coded = formula(terms)
+    fit = smf.ols(f"{response} ~ " + " + ".join([*coded, *covariates]), rows).fit()
+    alone = fit.get_influence().hat_matrix_diag > 1 - 1e-9
+    if alone.any():
+        raise ValueError(f"row {rows.index[alone.argmax()]} alone decides a parameter: replicate it or leave terms out")
+    plain, robust = anova_lm(fit, typ=typ), anova_lm(fit, typ=typ, robust="hc3")
+    squares = plain["sum_sq"]
+    table = pd.DataFrame({"term": terms, "df": plain.loc[coded, "df"].to_numpy(int),
+                          "F": robust.loc[coded, "F"].to_numpy(), "p": robust.loc[coded, "PR(>F)"].to_numpy(),
+                          "partial_eta_sq": (squares / (squares + squares["Residual"]))[coded].to_numpy()})
+    return table, fit
+
+
 def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.DataFrame]:
     """The experiments of a design file, by name: each a table of runs in their order.
 
@@ -125,17 +148,16 @@ def read_design(path: str | Path = paths.DATA / "design.yml") -> dict[str, pd.Da
 class _Experiment(Fields):
     levels: dict[str, many(Scalar)]
     generators: dict[str, many(str)] | None = None
-    fixed: dict[str, Scalar] | None = None
+    fixed: dict[str, Scalar] = Field(default_factory=dict)
     replicates: int = 1
     blocks: int | None = None
 
     def runs(self, rng: np.random.Generator) -> pd.DataFrame:
         """The table of runs in their order."""
-        levels, fixed = self.levels, self.fixed or {}
-        design = fractional_factorial(levels, self.generators) if self.generators else full_factorial(levels)
-        for name in {*levels} & {*fixed} | {*levels, *fixed} & {"replicate", "block"}:
+        design = fractional_factorial(self.levels, self.generators) if self.generators else full_factorial(self.levels)
+        for name in {*design} & {*self.fixed} | {*design, *self.fixed} & {"replicate", "block"}:
             raise ValueError(f"{name} is among the levels and fixed, or counted by the runs themselves: leave it out")
-        return run_order(design.assign(**fixed), rng, self.replicates, self.blocks)
+        return run_order(design.assign(**self.fixed), rng, self.replicates, self.blocks)
 
 
 class _Design(Fields):
@@ -152,16 +174,24 @@ def _experiments(**given) -> dict[str, pd.DataFrame]:
     return runs
 
 
-def _check_levels(levels: dict[str, list]) -> None:
+def _decoded(coded: np.ndarray, levels: dict[str, list]) -> pd.DataFrame:
     for name, values in levels.items():
         if len(set(values)) < 2 or len(set(values)) < len(values):
-            raise ValueError(f"{name} has the levels {values}: a factor needs two different levels or more; "
-                             "put a constant among the fixed values")
-
-
-def _decoded(coded: np.ndarray, levels: dict[str, list]) -> pd.DataFrame:
+            raise ValueError(f"{name} has the levels {values}: give two different ones or more; a constant is fixed")
     return pd.DataFrame({name: [values[int(i)] for i in column]
                          for (name, values), column in zip(levels.items(), coded.T, strict=True)})
+
+
+def _check_response(rows: pd.DataFrame, response: str) -> None:
+    if response not in rows or not pd.api.types.is_numeric_dtype(rows[response]):
+        raise ValueError(f"no column of numbers {response!r}: the rows have {', '.join(rows.columns)}")
+    value = rows[response].to_numpy(float)
+    failed = ~np.isfinite(value) | ((value <= 0) & response.endswith("_s"))
+    if failed.any():
+        raise ValueError(f"{response} = {value[failed][0]} in row {rows.index[failed.argmax()]}: leave out runs that "
+                         f"failed ({failed.sum()} of {len(rows)})")
+    if len(found := set(value.tolist())) < 2:
+        raise ValueError(f"{response} is {[*found]} in {len(rows)} rows: there is no variance to analyse")
 
 
 def _columns(design: pd.DataFrame, terms: list[str], covariates) -> dict[str, np.ndarray]:

@@ -4,15 +4,13 @@ import numpy as np
 import pandas as pd
 
 
-def independent(x: np.ndarray) -> list[int]:
-    """The columns of x, (n, terms), that are no combination of earlier ones."""
-    kept, basis = [], np.zeros((len(x), 0))
-    for i, column in enumerate((x / np.maximum(np.linalg.norm(x, axis=0), 1e-300)).T):
-        rest = column - basis @ (basis.T @ column)
-        rest -= basis @ (basis.T @ rest)
-        if np.linalg.norm(rest) > 1e-6:
-            kept.append(i)
-            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+def independent(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of the columns, (n,) each, that are no combination of earlier ones."""
+    kept = {}
+    for name, column in columns.items():
+        units = [one / max(np.linalg.norm(one), 1e-300) for one in (*kept.values(), column)]
+        if np.linalg.matrix_rank(np.column_stack(units), tol=1e-6) == len(units):
+            kept[name] = column
     return kept
 
 

@@ -4,6 +4,7 @@ The logarithm of the machine factor is taken to be an Ornstein-Uhlenbeck process
 shows it through noise of its own; taken as it is, a noisy covariate biases its slope toward zero.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,7 @@ def contention(rows: pd.DataFrame) -> pd.DataFrame:
         for busy, means in gain.groupby("block").mean().items():
             low, high = np.exp(replication_interval(means))
             table.append({"method": method, "busy": busy, "speed": np.exp(gain[busy].mean()), "low": low, "high": high,
-                          "se": means.std(ddof=1) / np.sqrt(len(means)), "blocks": len(means),
-                          "probe_ratio": np.exp(probe[busy])})
+                          "se": means.sem(), "blocks": len(means), "probe_ratio": np.exp(probe[busy])})
     return pd.DataFrame(table)
 
 
@@ -51,17 +51,19 @@ def fit_level(log_probe: np.ndarray, at_s) -> Level:
         return Level(0.0, 1.0, 0.0)
 
     def loss(parameters):
-        level = Level(*np.exp(parameters))
-        total = 0.0
-        for part in _chunks(at_s):
-            lower = np.linalg.cholesky(_covariance(level, at_s[part]) + level.noise**2 * np.eye(len(part)))
-            total += np.sum(np.linalg.solve(lower, y[part]) ** 2) / 2 + np.log(np.diag(lower)).sum()
+        (sd, tau_s, noise), total = np.exp(parameters).tolist(), 0.0
+        for part in _chunks(at_s):  # by a Kalman filter: the law of each probe given those before it
+            mean, variance, gaps_s = 0.0, sd**2, np.diff(at_s[part], prepend=at_s[part[0]])
+            for value, phi in zip(y[part].tolist(), np.exp(-gaps_s / tau_s).tolist(), strict=True):
+                mean, variance = phi * mean, sd**2 + phi**2 * (variance - sd**2)
+                seen = variance + noise**2
+                total += ((value - mean) ** 2 / seen + math.log(seen)) / 2
+                mean, variance = mean + variance / seen * (value - mean), variance * noise**2 / seen
         return total
 
     spread, gap_s = y.std() / np.sqrt(2), np.median(np.diff(np.sort(at_s)))
-    found = minimize(loss, np.log([spread, 5 * gap_s, spread]), method="Nelder-Mead",
-                     bounds=[(np.log(spread / 100), None), (np.log(gap_s / 10), None), (np.log(spread / 100), None)],
-                     options={"xatol": 0.02, "fatol": 0.02})
+    found = minimize(loss, np.log([spread, 5 * gap_s, spread]), method="Nelder-Mead", tol=0.02,
+                     bounds=[(np.log(least), None) for least in (spread / 100, gap_s / 10, spread / 100)])
     return Level(*np.exp(found.x).tolist())
 
 

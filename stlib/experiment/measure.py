@@ -72,6 +72,12 @@ class FreshReplicas:
         self.process, self.done = uuid.uuid4().hex[:12], 0
 
 
+def _timed(doer: Doer, record: dict, probe: str) -> dict:
+    """What a job took, seconds; probe_s: the product of that name (NaN without probes)."""
+    at_s, products = time.monotonic(), doer(record)
+    return {"at_s": at_s, "run_s": products["run_s"], "probe_s": products.get(probe, np.nan)}
+
+
 def side_by_side(doers: Sequence[Doer], jobs: pd.DataFrame, *, label: str) -> pd.DataFrame:
     """Have each doer do all the jobs, all at once and each from another job on; a row a job and doer.
 
@@ -83,9 +89,7 @@ def side_by_side(doers: Sequence[Doer], jobs: pd.DataFrame, *, label: str) -> pd
     def work(replica: int) -> list[dict]:
         first, rows = replica * len(records) // len(doers), []
         for record in records[first:] + records[:first]:
-            at_s, products = time.monotonic(), doers[replica](record)
-            rows.append(record | {"replica": replica, "at_s": at_s, "run_s": products["run_s"],
-                                  "probe_s": products.get("probe_s", np.nan)})
+            rows.append(record | {"replica": replica} | _timed(doers[replica], record, "probe_s"))
             bar.update()
         return rows
 
@@ -99,7 +103,7 @@ def measure_contention(doers: Sequence[Doer], jobs: pd.DataFrame, *, blocks: int
     doers: warmed up here by the first jobs. jobs: with their `method`. The jobs are shared among `blocks` blocks (for
     an interval at least 10 in all); each block runs once under every number of busy doers, in rising order and in
     falling order by turns. The other doers do jobs of the same list until the block ends. Columns: method, job_id,
-    block, busy, run_s, probe_s (the one after the job: the one before may date from the condition before), at_s.
+    block, busy, at_s, run_s, probe_s (the one after the job: the one before may date from the condition before).
     """
     if blocks > len(jobs):
         raise ValueError(f"{blocks} blocks of {len(jobs)} jobs: give at least one job a block")
@@ -110,9 +114,8 @@ def measure_contention(doers: Sequence[Doer], jobs: pd.DataFrame, *, blocks: int
         for busy in levels if block % 2 == 0 else reversed(levels):
             with _kept_busy(doers[1:busy], records, int(part[-1]) + 1):
                 for i in part:
-                    at_s, products = time.monotonic(), doers[0](records[i])
-                    rows.append(labels[i] | {"block": block, "busy": busy, "run_s": products["run_s"], "at_s": at_s,
-                                             "probe_s": products.get("probe_after_s", np.nan)})
+                    timed = _timed(doers[0], records[i], "probe_after_s")
+                    rows.append(labels[i] | {"block": block, "busy": busy} | timed)
     return pd.DataFrame(rows)
 
 

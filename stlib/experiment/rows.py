@@ -100,8 +100,7 @@ def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weigh
     keys = [key_of(one, weights if isinstance(weights, str) else weights(one), of_method[one.get("method")])
             for one in asked]
     if len(set(keys)) < len(keys):
-        raise ValueError(f"the plan of {label} repeats a row: add a replicate number, so that each has its own key "
-                         f"({', '.join(WHEN)} do not tell rows apart)")
+        raise ValueError(f"the plan of {label} repeats a row: add a replicate number ({', '.join(WHEN)} are not read)")
     missing = [(key, row) for key, row in zip(keys, planned, strict=True) if key not in store]
     print(f"{label}: {len(keys) - len(missing)} rows kept, {len(missing)} to measure")
     made = {"boot": _boot(), "provenance": provenance()} if missing else None

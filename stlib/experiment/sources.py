@@ -12,10 +12,9 @@ from stlib import paths
 TOLD = ("generation/storyteller.py", "generation/job.py", "generation/story.py", "generation/loading.py",
         "generation/illustrator.py", "generation/methods/{method}.py")
 IN_REPLICA = (*TOLD, "serving/workloads/story.py", "serving/replica.py", "experiment/measure.py")
-SERVED = ("serving/*.py", "serving/workloads/*.py", "experiment/measure.py", "experiment/jobs.py",
-          "experiment/costs.py", "experiment/counts.py", "experiment/machine.py", "prediction/calibration.py",
-          "prediction/predict.py", "prediction/cell.py", "queueing/arrivals.py", "queueing/times.py",
-          "queueing/job_table.py")
+SERVED = ("serving/*.py", "serving/workloads/*.py", "experiment/jobs.py", "experiment/costs.py", "experiment/counts.py",
+          "experiment/machine.py", "experiment/measure.py", "queueing/arrivals.py", "queueing/job_table.py",
+          "queueing/times.py", "prediction/calibration.py", "prediction/predict.py", "prediction/cell.py")
 
 
 def in_replica(workload: str) -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 import json
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -23,8 +23,7 @@ UNREADABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 def _readable(text):
     """Refuses what a tokenizer or a UTF-8 file cannot hold: half a surrogate pair, NUL and its like."""
     if isinstance(text, str) and (odd := UNREADABLE.search(text)):
-        raise ValueError(f"its character {odd.start()} is {odd[0]!r}, a control character or half of a surrogate pair: "
-                         "take it out, or give the whole character")
+        raise ValueError(f"character {odd.start()} is {odd[0]!r}, a control character or half a surrogate: take it out")
     if isinstance(text, str) and len(text) > MAX_CHARS:
         raise ValueError(f"{len(text)} characters, at most {MAX_CHARS} are allowed: shorten it")
     return text
@@ -32,7 +31,7 @@ def _readable(text):
 
 def _visible(text: str) -> bool:
     """Whether there is anything to read in it: not spaces and invisible characters alone."""
-    return any(unicodedata.category(char)[0] not in "CZ" for char in text)
+    return any(map(str.isprintable, text.replace(" ", "")))
 
 
 def _says_something(text: str) -> str:
@@ -44,13 +43,10 @@ def _says_something(text: str) -> str:
 Text = Annotated[str, BeforeValidator(_readable),
                  Field(max_length=MAX_CHARS, description=f"text of at most {MAX_CHARS} characters")]
 FullText = Annotated[Text, AfterValidator(_says_something), Field(min_length=1)]
-Panels, Steps, Tokens, Seed = whole(1, MAX_PANELS), whole(1, 200), whole(1, 1024), whole(0, 2**32 - 1)
-Flag = Annotated[bool | None, Field(description="True or False")]
+Panels, Steps, Seed = whole(1, MAX_PANELS), whole(1, 200), whole(0, 2**32 - 1)
 Guidance = Annotated[float | None, Field(ge=0, le=50, description="0 to 50; left out: the model's own")]
 Size = Annotated[Annotated[int, Field(ge=64, le=2048, multiple_of=8)] | Literal["auto"] | None,
                  Field(description="a multiple of 8 from 64 to 2048, or 'auto'")]
-Captions = Annotated[many(FullText) | None, Field(
-    max_length=MAX_PANELS, description=f"a text for each of 1 to {MAX_PANELS} panels")]
 
 
 class StoryJob(Fields):
@@ -76,9 +72,10 @@ class StoryJob(Fields):
 
     prompt: Annotated[Text, Field(examples=["a fox and a red balloon"])] = ""
     n_panels: Panels = None
-    captions: Captions = None
-    llm_tokens: Tokens = 64
-    exact_tokens: Flag = False
+    captions: Annotated[many(FullText) | None, Field(
+        max_length=MAX_PANELS, description=f"a text for each of 1 to {MAX_PANELS} panels")] = None
+    llm_tokens: whole(1, 1024) = 64
+    exact_tokens: Annotated[bool | None, Field(description="True or False")] = False
     method: one_of("method", METHODS) = "sequential"
     steps: Steps = 20
     image_size: Size = "auto"
@@ -92,8 +89,7 @@ class StoryJob(Fields):
         if self.n_panels is None:
             self.__dict__["n_panels"] = len(self.captions or range(4))
         if not _visible(self.prompt) and (self.captions is None or self.prompt):
-            raise FieldError(f"prompt {self.prompt[:30]!r} is empty: say what the story is about, or give captions "
-                             "alone", "prompt")
+            raise FieldError(f"prompt {self.prompt[:30]!r} is empty: say what to tell, or give captions", "prompt")
         if self.captions and len(self.captions) != self.n_panels:
             raise FieldError(f"{len(self.captions)} captions for n_panels = {self.n_panels}: give one caption a panel, "
                              "or leave n_panels out", "n_panels")
@@ -102,8 +98,7 @@ class StoryJob(Fields):
             raise FieldError(f"llm_tokens = {self.llm_tokens} for {self.n_panels} panels: a sentence needs at least "
                              f"{each} of them, so give {each * self.n_panels} or more", "llm_tokens")
         if self.exact_tokens and not (self.prompt and self.captions):
-            raise FieldError("exact_tokens cuts sentences off, so both a prompt (for the LLM) and captions (to draw) "
-                             "must be given", "exact_tokens")
+            raise FieldError("exact_tokens cuts sentences off: give a prompt, and captions to be drawn", "exact_tokens")
         return self
 
 
@@ -133,11 +128,8 @@ class StoryResult:
 
     def strip(self, gap: int = 4) -> Image.Image:
         """The panels side by side, `gap` white pixels between them."""
-        width, height = self.panels[0].size
-        strip = Image.new("RGB", (len(self.panels) * (width + gap) - gap, height), "white")
-        for i, panel in enumerate(self.panels):
-            strip.paste(panel, (i * (width + gap), 0))
-        return strip
+        white = np.full((self.panels[0].height, gap, 3), 255, np.uint8)
+        return Image.fromarray(np.hstack([part for panel in self.panels for part in (white, panel)][1:]))
 
     def save(self, folder) -> Path:
         """Write story.txt, captions.txt, panel_1.png ..., strip.png and story.json into `folder`, all or nothing.
@@ -154,8 +146,7 @@ class StoryResult:
             for i, panel in enumerate(self.panels, start=1):
                 panel.save(partial / f"panel_{i}.png")
             self.strip().save(partial / "strip.png")
-            facts = vars(self) | {"job": self.job.model_dump()}
-            del facts["panels"]
-            text = json.dumps(facts, indent=2, ensure_ascii=False)
-            (partial / "story.json").write_text(text + "\n", encoding="utf-8")
+            told = vars(self) | {"job": self.job.model_dump()}
+            del told["panels"]
+            (partial / "story.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return folder

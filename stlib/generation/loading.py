@@ -5,7 +5,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+))?\.safetensors")
-HUB_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +90,7 @@ def choose_llm_dtype(device: str) -> str:
     """bf16 where the processor computes in it (a CPU without does so in software, slower than fp32), else fp32."""
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    has_mkldnn = torch.backends.mkldnn.is_available()
-    return "bf16" if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 def _source(name: str, embedded: Callable[[], Path]) -> str:
@@ -105,7 +103,7 @@ def _source(name: str, embedded: Callable[[], Path]) -> str:
     if Path(name).is_dir():
         return name
     try:
-        model_info(name, timeout=HUB_TIMEOUT_S)
+        model_info(name, timeout=5.0)  # seconds
         return name
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise OSError(f"there is no folder {name}, and the hub says: {str(error).splitlines()[0]}") from error
@@ -120,8 +118,7 @@ def _weights(source: str, precision: str) -> dict:
     for file in Path(source).rglob("*.safetensors") if is_folder else map(Path, list_repo_files(source)):
         if name := WEIGHTS.fullmatch(re.sub(r"-\d+-of-\d+", "", file.name)):
             variants[file.parent].add(name["variant"])
-    needed = [kept for kept in variants.values() if None not in kept]
-    common = set.intersection(*needed) if needed else {None}
+    common = set.intersection(*[kept for kept in variants.values() if None not in kept] or [{None}])
     return {"dtype": PRECISIONS[precision], "variant": precision if precision in common else min(common),
             "use_safetensors": True, "local_files_only": is_folder}
 
@@ -132,21 +129,19 @@ def _loading(name: str, embedded: Callable[[], Path]) -> Iterator[str]:
 
     Failures become a ModelError.
     """
-    libraries = (transformers.utils.logging, diffusers.utils.logging)
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield _source(name, embedded)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        remedy = (f"delete the model's folder in {paths.CACHE} and run `make models` again" if name == "embedded" else
-                  "give the folder or the hub name (OWNER/MODEL) of a causal LM of transformers, or of a text-to-image "
-                  "pipeline of diffusers, with safetensors weights; for a hub model check the network and, if it is "
-                  "private or gated, log in with `hf auth login` or set HF_TOKEN")
-        raise ModelError(f"cannot load {name!r}: {str(error).splitlines()[0].rstrip('.')}. Remedy: {remedy}") from error
-    finally:
-        for library, level, bar in before:
-            library.set_verbosity(level)
-            if bar:
-                library.enable_progress_bar()
+    with ExitStack() as restored:
+        for library in (transformers.utils.logging, diffusers.utils.logging):
+            restored.callback(library.set_verbosity, library.get_verbosity())
+            if library.is_progress_bar_enabled():
+                restored.callback(library.enable_progress_bar)
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        try:
+            yield _source(name, embedded)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            remedy = (f"delete its folder in {paths.CACHE} and run `make models` again" if name == "embedded" else
+                      "give the folder or hub name (OWNER/MODEL) of a causal LM of transformers or a text-to-image "
+                      "pipeline of diffusers, with safetensors weights; for a hub model check the network and, if it "
+                      "is private or gated, log in with `hf auth login` or set HF_TOKEN")
+            cause = str(error).splitlines()[0].rstrip(".")
+            raise ModelError(f"cannot load {name!r}: {cause}. Remedy: {remedy}") from error

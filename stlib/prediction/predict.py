@@ -112,22 +112,25 @@ class System:
         """From fitted costs and a mix; method: of all jobs, or a policy: names by the number of outstanding jobs."""
         mix = mix if isinstance(mix, JobMix) else JobMix.from_yaml(mix)
         if mix.workload != costs.workload:
-            raise ValueError(f"mix {mix.name} is of the workload {mix.workload!r}, the costs of {costs.workload!r}: "
-                             "take a mix of these")
+            raise ValueError(f"mix {mix.name} is of the workload {mix.workload!r}: give one of {costs.workload!r}")
         names = [method] if isinstance(method, str) else list(method)
         methods = tuple(dict.fromkeys(names))
         return cls(costs, MixWork.of(costs, mix, methods, seed), methods, tuple(map(methods.index, names)), k, **given)
 
     @property
-    def speed(self) -> np.ndarray:
-        """Of every busy replica while 0 ... k are busy, (k + 1,); under a policy that of its first method."""
-        return self.costs.busy_speed(self.methods[0], self.k)
+    def options(self) -> dict:
+        """Of the simulator; the speed by the number of busy replicas is that of the first method."""
+        speed = self.costs.busy_speed(self.methods[0], self.k) if self.k > 1 else None
+        policy = None if len(self.methods) == 1 else self.policy
+        return {"routing": self.routing, "speed": speed, "methods": self.methods, "policy": policy}
 
     @property
-    def options(self) -> dict:
-        """Of the simulator."""
-        return {"routing": self.routing, "speed": self.speed if self.k > 1 else None, "methods": self.methods,
-                "policy": None if len(self.methods) == 1 else self.policy}
+    def full_speed(self) -> np.ndarray:
+        """By method while all replicas are busy, (methods,).
+
+        The simulator takes the first method's for all, so it is given work as that speed would do it.
+        """
+        return np.array([self.costs.busy_speed(method, self.k)[self.k] for method in self.methods])
 
     @property
     def service_s(self) -> np.ndarray:
@@ -137,20 +140,18 @@ class System:
     @property
     def capacity(self) -> float:
         """The rate at which the replicas saturate, all busy: under a policy by its last method."""
-        last = self.policy[-1]
-        return float(self.k * self.costs.busy_speed(self.methods[last], self.k)[self.k] / self.service_s[last])
+        return float((self.k * self.full_speed / self.service_s)[self.policy[-1]])
 
     def given_jobs(self, arrival_s, jobs: pd.DataFrame, factor) -> Callable:
-        """draw(rng, m): these arrivals, this list of jobs at their machine factors (n,), and work drawn anew."""
-        mean = self.costs.mean_s(jobs, self.methods[0])
+        """draw(rng, m): these arrivals, this list of jobs at their machine factors (n,), and work drawn anew.
+
+        Under each method by itself: a job is done by one.
+        """
+        given = np.stack([arrival_s, factor, self.costs.mean_s(jobs, self.methods[0])])
 
         def draw(rng, m):
-            seed = rng.integers(2**63) if len(self.methods) > 1 else None  # the same jobs under every method
-            works = [self.costs.sample_s(jobs, method, rng if seed is None else np.random.default_rng(seed), draws=m,
-                                         within=True) for method in self.methods]
-            shape = (m, len(jobs))
-            return (np.array(np.broadcast_to(arrival_s, shape)), np.stack(works, axis=-1),
-                    np.broadcast_to(factor, shape), np.broadcast_to(mean, shape))
+            work = [self.costs.sample_s(jobs, method, rng, draws=m, within=True) for method in self.methods]
+            return np.stack(work, axis=-1), *np.repeat(given[:, None], m, axis=1)
 
         return draw
 
@@ -160,32 +161,25 @@ class System:
         def draw(rng, m):
             arrival_s = np.stack([arrivals(n, rng) for _ in range(m)])
             work, mean = self.work.sample(rng, (m, n))
-            return arrival_s, work, self.costs.factor_path(arrival_s, rng), mean
+            return work, arrival_s, self.costs.factor_path(arrival_s, rng), mean
 
         return draw
 
     def finite(self, draw: Callable, runs: int, rng: np.random.Generator, slo_s=()) -> pd.DataFrame:
         """The metrics of `runs` finite runs from empty, as of `finite_run`; draw: of `given_jobs` or `beforehand`."""
-        return finite_run(self._complete(draw), self.k, runs, rng, slo_s=slo_s, **self.options)
+        costs = self.costs
 
-    def _complete(self, draw: Callable) -> Callable:
-        """`draw` for `finite_run`: the work at its machine factor, with the dispatcher's time and the probes."""
-        cost, relative = self.costs, self._relative_speed()
-
-        def completed(rng, m):
-            arrival_s, work, factor, mean = draw(rng, m)
-            level = self.level * factor**cost.gamma * np.exp(self.level_se * rng.standard_normal((m, 1)))
-            work, estimate = work * level[..., None], self.declared * (mean + cost.probe_cost_s)
-            work = (work + cost.dispatch_s) * relative
+        def complete(rng, m):
+            """The work at its machine factor, with the dispatcher's time and the probes."""
+            work, arrival_s, factor, mean = draw(rng, m)
+            level = self.level * factor**costs.gamma * np.exp(self.level_se * rng.standard_normal((m, 1)))
+            work = (work * level[..., None] + costs.dispatch_s) * (self.full_speed[0] / self.full_speed)
+            estimate = self.declared * (mean + costs.probe_cost_s)
             if self.probing:
-                work = with_probes(arrival_s, work, cost.probe_cost_s * level, estimate, self.k, rng, **self.options)
+                work = with_probes(arrival_s, work, costs.probe_cost_s * level, estimate, self.k, rng, **self.options)
             return arrival_s, work, estimate
 
-        return completed
-
-    def _relative_speed(self) -> np.ndarray:
-        """The first method's speed with all replicas busy over each method's: the simulator takes one for all."""
-        return np.array([self.speed[self.k] / self.costs.busy_speed(one, self.k)[self.k] for one in self.methods])
+        return finite_run(complete, self.k, runs, rng, slo_s=slo_s, **self.options)
 
     def long_run(self, rate: float, *, slo_s=(), percentiles=(50, 95), runs: int = 20,
                  n_jobs: int = 20_000) -> pd.DataFrame:
@@ -195,15 +189,17 @@ class System:
 
         Raises ValueError at or above the capacity.
         """
-        if not 0 < rate < self.capacity:
-            raise ValueError(f"rate = {rate:g}: {self.k} replicas do less than {self.capacity:.3f} jobs a second "
-                             f"(rho = 1) by {self.methods[self.policy[-1]]}; lower the rate or add replicas")
+        if rate >= self.capacity:
+            last = self.methods[self.policy[-1]]
+            each = self.costs.busy_speed(last, 1000)[-1] / self.service_s[self.policy[-1]]
+            raise ValueError(f"rate = {rate:g}: {self.k} replicas do less than {self.capacity:.3f} jobs/s (rho = 1)"
+                             f" by {last}; take {int(rate / each) + 1} replicas or more, or a lower rate")
         n_jobs, rng = max(n_jobs, 50 * self.k), np.random.default_rng(0)
         process = arrival_process(rate, **self.arrivals)
         arrival_s = np.stack([process.sample(n_jobs, rng) for _ in range(runs)])
         work, mean = self.work.sample(rng, arrival_s.shape)
-        jobs = check_jobs(arrival_s, (work + self.costs.dispatch_s) * self._relative_speed(), mean)
-        rows = run_jobs(*jobs, self.k, rng=rng, workers=cpu_count(), **self.options)
+        work = (work + self.costs.dispatch_s) * (self.full_speed[0] / self.full_speed)
+        rows = run_jobs(*check_jobs(arrival_s, work, mean), self.k, rng=rng, workers=cpu_count(), **self.options)
         response, wait = ((column - arrival_s)[:, n_jobs // 10 :] for column in (rows.finish, rows.start))
         return pd.DataFrame(reduce_runs(response, wait, slo_s, percentiles))
 
@@ -234,20 +230,18 @@ class System:
             return None
         probes_s = self._probes_s(rate, n) if self.probing else 0.0
         mean_s = float(self.work.mean[0]) * self.level + self.costs.dispatch_s + probes_s
-        if rate * mean_s >= self.k * self.speed[self.k]:
+        if rate * mean_s >= self.k * self.full_speed[0]:
             return None
         scv_s = float(self.work.variance[0]) * (self.level / mean_s) ** 2
-        return formulas.mgk(rate, mean_s / self.speed[self.k], scv_s, self.k)
+        return formulas.mgk(rate, mean_s / self.full_speed[0], scv_s, self.k)
 
     def _probes_s(self, rate: float, n: int) -> float:
         """Mean seconds of a job's probes, by 50 runs."""
         rng = np.random.default_rng(0)
-        arrival_s, work, _, mean = self.beforehand(Poisson(rate).sample, n)(rng, 50)
-        probe_s = np.full(arrival_s.shape, self.costs.probe_cost_s * self.level)
-        work = work * self.level
-        with_them = with_probes(arrival_s, work, probe_s, self.declared * (mean + self.costs.probe_cost_s), self.k, rng,
-                                **self.options)
-        return float((with_them - work).mean())
+        work, arrival_s, _, mean = self.beforehand(Poisson(rate).sample, n)(rng, 50)
+        work, probe_s = work * self.level, np.full(arrival_s.shape, self.costs.probe_cost_s * self.level)
+        estimate = self.declared * (mean + self.costs.probe_cost_s)
+        return float((with_probes(arrival_s, work, probe_s, estimate, self.k, rng, **self.options) - work).mean())
 
 
 def declared_speed(cell: dict, costs: Costs) -> float:
@@ -257,11 +251,8 @@ def declared_speed(cell: dict, costs: Costs) -> float:
 
 def estimator(costs: Costs, workload: Workload, level: float = 1.0,
               probing: bool = False) -> Callable[[dict, str], float]:
-    """`estimate(params, method)` for the dispatcher: mean seconds of a job of these parameters at that level.
+    """`estimate(job, method)` for the dispatcher: mean seconds of a job of these parameters at that level.
 
     workload: of the replicas, not loaded; it says what the models make of parameters that are left open.
     """
-    def estimate(params: dict, method: str) -> float:
-        return level * (costs.estimate(workload.resolve(params), method) + probing * costs.probe_cost_s)
-
-    return estimate
+    return lambda job, method: level * (costs.estimate(workload.resolve(job), method) + probing * costs.probe_cost_s)

@@ -30,8 +30,7 @@ class Poisson:
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return the first n arrival times, (n,) seconds."""
-        n = checks.whole(n=n)
-        return rng.exponential(1 / self.rate, n).cumsum()
+        return rng.exponential(1 / self.rate, checks.whole(n=n)).cumsum()
 
 
 @dataclass(frozen=True)
@@ -128,24 +127,21 @@ class MMPP2:
         phases' shares of time (Heffes and Lucantoni, 1986); it follows from the covariance p1 p2 (rate1 - rate2)^2
         e^(-s u) of the rate at two moments u apart. t may be infinite.
         """
-        t = np.asarray(t, dtype=float)
-        if not (t > 0).all():
+        if not (np.asarray(t) > 0).all():
             raise ValueError(f"t = {t} must be above 0 seconds; give the window's length")
         switching = self.switch1 + self.switch2
         spread = self.switch1 * self.switch2 * ((self.rate1 - self.rate2) / switching) ** 2
-        level = 2 * spread / (self.rate * switching)
-        return 1 + level * (1 + np.expm1(-switching * t) / (switching * t))
+        st = switching * np.asarray(t, float)
+        return 1 + 2 * spread / (self.rate * switching) * (1 + np.expm1(-st) / st)
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return the first n arrival times, (n,) seconds."""
         n = checks.whole(n=n)
         rates, switches = np.array([self.rate1, self.rate2]), np.array([self.switch1, self.switch2])
         phase = int(rng.random() < self.switch1 / switches.sum())
-        per_cycle = self.rate * (1 / switches).sum()
-        spells = 2 * math.ceil(n / per_cycle) + 8
+        phases = (phase + np.arange(2 * math.ceil(n / (self.rate * (1 / switches).sum())) + 8)) % 2
         times, start, found = [], 0.0, 0
         while found < n:
-            phases = (phase + np.arange(spells)) % 2
             length = rng.exponential(1 / switches[phases])
             begin = start + length.cumsum() - length
             count = rng.poisson(rates[phases] * length)
@@ -191,11 +187,9 @@ class Trace:
         ValueError unless at least ten windows fit between the first and the last arrival.
         """
         checks.positive(t=t)
-        first = self.arrival_s[0]
-        windows = int((self.arrival_s[-1] - first) / t)
-        if windows < 10:
+        window = ((self.arrival_s - self.arrival_s[0]) / t).astype(int)
+        if (windows := window[-1]) < 10:
             raise ValueError(f"t = {t} s leaves {windows} windows of at least 10; take shorter windows")
-        window = ((self.arrival_s - first) / t).astype(int)
         counts = np.bincount(window[window < windows], minlength=windows)
         return float(counts.var(ddof=1) / counts.mean())
 
@@ -219,7 +213,7 @@ def arrival_process(rate: float | None, name: str = "poisson", *, scv: float | N
             return trace
         checks.positive(rate=rate)
         return Trace(trace.arrival_s * trace.rate / rate)
-    checks.nonnegative(**{key: value for key, value in (("scv", scv), ("idc", idc)) if value is not None})
+    checks.nonnegative(scv=scv or 0, idc=idc or 0)
     random = {scv, idc} <= {None, 1}
     if (name == "poisson" and not random) or (name != "poisson" and scv is None):
         raise ValueError(f"arrivals {name!r} cannot have scv = {scv}, idc = {idc}: those named poisson have 1 and 1, "

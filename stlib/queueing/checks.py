@@ -45,6 +45,15 @@ def stable(rho: float) -> None:
                          "service, add servers, or simulate a finite run")
 
 
+def steady(lam: float, mean_s: float, k: int = 1, **scvs: float) -> int:
+    """Return the number of servers k as an int, once rate, mean service, k and squared CVs are in range and stable."""
+    positive(lam=lam, mean_s=mean_s)
+    k = whole(k=k)
+    nonnegative(**scvs)
+    stable(lam * mean_s / k)
+    return k
+
+
 def check_policy(policy, laws: int) -> np.ndarray:
     """The policy, (n,) or one number, as int64: which of so many laws, or methods, serves at n outstanding jobs."""
     row = np.atleast_1d(np.asarray(policy))
@@ -67,12 +76,11 @@ def check_jobs(arrival_s, work_s, work_estimate_s=None):
         raise ValueError(f"arrival_s falls from {arrival[run, i]:g} to {arrival[run, i + 1]:g} s at job {i + 1}: "
                          "arrivals must be in order of time; sort the jobs by arrival")
     _check_seconds("work_s", work, arrival.shape + work.shape[2:3])
-    work = work[..., None] if work.ndim == 2 else work
     estimate = np.empty((len(arrival), 0)) if work_estimate_s is None else np.asarray(work_estimate_s, float)
     if work_estimate_s is not None:
         _check_seconds("work_estimate_s", estimate, arrival.shape)
     # one memory layout, for numba compiles anew for each: also for a table's read-only column
-    return tuple(np.require(values, requirements=["C", "W", "A"]) for values in (arrival, work, estimate))
+    return tuple(np.require(a, requirements="CWA") for a in (arrival, work.reshape(*arrival.shape, -1), estimate))
 
 
 def _check_seconds(name, values, shape):

@@ -12,23 +12,13 @@ import numpy as np
 from scipy import special
 
 from stlib.queueing import checks
-from stlib.queueing.chains import mphk
+from stlib.queueing.chains import PhaseType, mphk
 from stlib.queueing.checks import QueueMetrics, metrics
-from stlib.queueing.phase_type import PhaseType
 
 SLOWEST = 0.02  # the rate, a term, at which mdk's series must fade: it then has at most two chunks
 SERIES_CHUNK = 1024
 BENT_UP_TO_K = 32  # servers; the chain behind mgk's exponent would take long for more
 BENT_UP_TO_RHO = 0.999  # nearer to 1 the exponent cannot be told from 1
-
-
-def _check(lam: float, mean_s: float, k: int = 1, **scvs: float) -> int:
-    """The number of servers, once all are in range."""
-    checks.positive(lam=lam, mean_s=mean_s)
-    k = checks.whole(k=k)
-    checks.nonnegative(**scvs)
-    checks.stable(lam * mean_s / k)
-    return k
 
 
 def erlang_c(lam: float, mu: float, k: int) -> float:
@@ -38,7 +28,7 @@ def erlang_c(lam: float, mu: float, k: int) -> float:
     in [0, 1] for any k.
     """
     checks.positive(mu=mu)
-    k = _check(lam, 1 / mu, k)
+    k = checks.steady(lam, 1 / mu, k)
     a, blocked = lam / mu, 1.0
     for j in range(1, k + 1):
         blocked = a * blocked / (j + a * blocked)
@@ -61,7 +51,7 @@ def mg1(lam: float, mean_s: float, scv_s: float) -> QueueMetrics:
 
     wq = rho mean_s (1 + scv_s) / (2 (1 - rho)).
     """
-    _check(lam, mean_s, scv_s=scv_s)
+    checks.steady(lam, mean_s, scv_s=scv_s)
     rho = lam * mean_s
     return metrics(lam, rho * mean_s * (1 + scv_s) / (2 * (1 - rho)), mean_s, 1)
 
@@ -73,11 +63,10 @@ def mdk(lam: float, d: float, k: int) -> QueueMetrics:
     they fade as slowly as e^(-SLOWEST i); then by the roots of z^k = exp(k rho (z - 1)), whose cost does not grow as
     rho approaches 1, but whose sum cancels where the wait is tiny.
     """
-    k = _check(lam, d, k)
+    k = checks.steady(lam, d, k)
     rho = lam * d / k
-    fades = k * (rho - 1 - math.log(rho))
-    wq = _mdk_series(rho, k) if fades >= SLOWEST else _mdk_roots(rho, k)
-    return metrics(lam, wq * d, d, k)
+    wait = _mdk_series if k * (rho - 1 - math.log(rho)) >= SLOWEST else _mdk_roots
+    return metrics(lam, wait(rho, k) * d, d, k)
 
 
 def _mdk_series(rho: float, k: int) -> float:
@@ -120,11 +109,10 @@ def mgk(lam: float, mean_s: float, scv_s: float, k: int) -> QueueMetrics:
     rho = 0.5 it is 11 % above the exact wait for a hyper-exponential law of balanced means and SCV 2, 57 % at SCV 8):
     use `chains.mphk` or simulate.
     """
-    k = _check(lam, mean_s, k, scv_s=scv_s)
+    k = checks.steady(lam, mean_s, k, scv_s=scv_s)
     constant, exponential = mdk(lam, mean_s, k).wq, mmk(lam, 1 / mean_s, k).wq
-    power = 1.0
-    if 0 < scv_s < 1 < k <= BENT_UP_TO_K and lam * mean_s / k < BENT_UP_TO_RHO:
-        power = _power(lam, mean_s, k)
+    bent = 0 < scv_s < 1 < k <= BENT_UP_TO_K and lam * mean_s / k < BENT_UP_TO_RHO
+    power = _power(lam, mean_s, k) if bent else 1.0
     return metrics(lam, constant + scv_s**power * (exponential - constant), mean_s, k)
 
 
@@ -145,7 +133,7 @@ def gigk(lam: float, scv_a: float, mean_s: float, scv_s: float, k: int) -> Queue
     only, best in heavy traffic, and far off for nearly deterministic service on many servers. Arrivals that are
     correlated (an MMPP, most traces) have no place in it.
     """
-    k = _check(lam, mean_s, k, scv_a=scv_a, scv_s=scv_s)
+    k = checks.steady(lam, mean_s, k, scv_a=scv_a, scv_s=scv_s)
     return metrics(lam, (scv_a + scv_s) / 2 * mmk(lam, 1 / mean_s, k).wq, mean_s, k)
 
 

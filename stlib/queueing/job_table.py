@@ -33,18 +33,13 @@ def job_table(columns: Mapping) -> pd.DataFrame:
     Arrays that already have their dtype are not copied. Raises ValueError for a column that is missing or not of the
     table, and for an outcome that is none of `OUTCOMES`.
     """
-    odd = set(JOB_COLUMNS) ^ set(columns)
-    if odd:
+    if odd := set(JOB_COLUMNS) ^ set(columns):
         raise ValueError(f"columns missing or unknown: {sorted(odd)}; a job table has exactly {list(JOB_COLUMNS)}")
     index = pd.RangeIndex(len(columns["job_id"]))
-    table = {}
-    for name, dtype in JOB_COLUMNS.items():
-        column = pd.Series(columns[name], index=index, copy=False)
-        table[name] = column if column.dtype.name == dtype else column.astype(dtype)
+    table = {name: pd.Series(columns[name], index, copy=False).astype(dtype) for name, dtype in JOB_COLUMNS.items()}
     known = table["outcome"].cat.set_categories(OUTCOMES)
     if known.cat.codes.min() < 0:
-        wrong = table["outcome"][known.isna()].iloc[0]
-        raise ValueError(f"outcome {wrong!r} is none of {OUTCOMES}")
+        raise ValueError(f"outcome {table['outcome'][known.isna()].iloc[0]!r} is none of {OUTCOMES}")
     return pd.DataFrame(table | {"outcome": known}, index=index, copy=False)
 
 
@@ -84,9 +79,8 @@ def reduce_runs(response_s, wait_s, slo_s, percentiles) -> dict[str, np.ndarray]
 
 def _percentile(ordered, completed, p):
     """Percentile p of the first `completed` values of each ordered row, linearly interpolated."""
-    position = np.maximum(completed - 1, 0) * (p / 100)
+    last, rows = np.maximum(completed - 1, 0), np.arange(len(ordered))
+    position = last * (p / 100)
     below = position.astype(np.int64)
-    above = np.minimum(below + 1, np.maximum(completed - 1, 0))
-    rows = np.arange(len(ordered))
-    low, high = ordered[rows, below], ordered[rows, above]
+    low, high = ordered[rows, below], ordered[rows, np.minimum(below + 1, last)]
     return low + (position - below) * (high - low)

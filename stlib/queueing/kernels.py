@@ -43,11 +43,11 @@ def simulate_rows(first, last, arrival, work, k, rules, rows):
     n = arrival.shape[1]
     for m in range(first, last):
         run_rules = Rules(rules.routing, rules.policy, rules.speed, rules.max_waiting,
-                          rules.estimate[m], rules.ties[m], rules.expiry[m], rules.order[m])  # fmt: skip
+                          rules.estimate[m], rules.ties[m], rules.expiry[m], rules.order[m])
         run_rows = Rows(rows.start[m], rows.finish[m], rows.service[m], rows.replica[m],
-                        rows.method[m], rows.n_outstanding[m], rows.outcome[m])  # fmt: skip
+                        rows.method[m], rows.n_outstanding[m], rows.outcome[m])
         state = State(np.zeros(k), np.full(k, -1), np.zeros(k), np.zeros(k, np.int64), np.full(k, -1), np.full(k, -1),
-                      np.full(n, -1, np.int32))  # fmt: skip
+                      np.full(n, -1, np.int32))
         _simulate(arrival[m], work[m], run_rules, run_rows, state)
 
 
@@ -63,10 +63,9 @@ def _simulate(arrival, work, rules, rows, state):
     t = v = 0.0
     i = busy = waiting = expired = 0
     while i < n or busy > 0:
-        r = _next_to_finish(state)
-        depart = np.inf
-        if busy > 0:
-            depart = t + max(0.0, state.target[r] - v) / rules.speed[busy] if paced else state.target[r]
+        r, depart = _next_to_finish(state)
+        if paced and busy > 0:
+            depart = t + max(0.0, depart - v) / rules.speed[busy]
         arrive = arrival[i] if i < n else np.inf
         expired, expire = _next_expiry(expired, i, rules, rows)
         now = min(depart, expire, arrive)
@@ -95,15 +94,15 @@ def _arrive(i, t, v, waiting, work, rules, state, rows):
     """Job i arrives: it starts, waits or is rejected."""
     r = _choose(i, t, rules, state, rows)
     q = 0 if rules.routing == CENTRAL else r
-    if state.running[r] < 0:
-        state.present[q] += 1
-        _start(i, r, state.present[q], t, v, work, rules, state, rows)
-        return STARTS
-    if waiting >= rules.max_waiting:
+    idle = state.running[r] < 0
+    if not idle and waiting >= rules.max_waiting:
         rows.replica[i] = -1
         rows.outcome[i] = REJECTED
         return LEAVES
     state.present[q] += 1
+    if idle:
+        _start(i, r, state.present[q], t, v, work, rules, state, rows)
+        return STARTS
     if state.head[q] < 0:
         state.head[q] = i
     else:
@@ -129,8 +128,7 @@ def _choose(i, t, rules, state, rows):
         elif load == least:
             tied += 1
     if tied > 1 and rules.ties.size > 0:
-        skip = int(float(rules.ties[i]) * tied)
-        for _ in range(skip):
+        for _ in range(int(float(rules.ties[i]) * tied)):
             best += 1
             while _load(best, t, rules, state, rows) != least:
                 best += 1
@@ -187,11 +185,12 @@ def _depart(r, t, v, waiting, work, rules, state, rows):
 
 @part
 def _next_to_finish(state):
+    """The busy replica that will be the first to finish, and when on the work clock: inf if all are idle."""
     best, soonest = 0, np.inf
     for r in range(state.running.size):
         if state.running[r] >= 0 and state.target[r] < soonest:
             best, soonest = r, state.target[r]
-    return best
+    return best, soonest
 
 
 @part

@@ -14,8 +14,6 @@ from stlib.queueing.checks import check_jobs, check_policy, whole
 from stlib.queueing.job_table import OUTCOMES, job_table, reduce_runs
 from stlib.queueing.kernels import Rows
 
-__all__ = ["ROUTINGS", "finite_run", "recursion", "replication_interval", "simulate"]
-
 BATCH_JOBS = 1_000_000  # of finite_run: about 100 MB
 LEAST_RUNS = 40  # with fewer, the 2.5 and 97.5 % quantiles lie beyond the smallest and the largest run
 LEAST_REPLICATIONS = 10  # with fewer, nothing would show that their mean is far from normal
@@ -52,9 +50,7 @@ def simulate(arrival_s, work_s, k: int, *, routing: str = "central", methods: Se
     """
     estimate = None if work_estimate_s is None else np.asarray(work_estimate_s)[None]
     jobs = check_jobs(np.asarray(arrival_s)[None], np.asarray(work_s)[None], estimate)
-    rows = run_jobs(*jobs, k, routing=routing, methods=methods, policy=policy, speed=speed, max_waiting=max_waiting,
-                    deadline_s=deadline_s, rng=rng)  # fmt: skip
-    return _table(arrival_s, rows, methods)
+    return _table(arrival_s, run_jobs(*jobs, k, routing, methods, policy, speed, max_waiting, deadline_s, rng), methods)
 
 
 def recursion(arrival_s, service_s, replica, start_s=None) -> pd.DataFrame:
@@ -130,19 +126,17 @@ def replication_interval(values, level: float = 0.95) -> tuple[float, float]:
 def _table(arrival_s, rows: Rows, methods) -> pd.DataFrame:
     """The job table of the one run in `rows`; columns that are equal share their memory (copy on write)."""
     run = Rows(*(column[0] for column in rows))
-    n = run.start.size
     arrival, finish = pd.Series(np.array(arrival_s, float)), pd.Series(run.finish, copy=False)
     named = partial(pd.Categorical.from_codes, validate=False)
     return job_table({
-        "job_id": np.arange(n), "workload": named(np.zeros(n, np.int8), ["simulated"]), "scheduled_s": arrival,
-        "arrival_s": arrival, "start_s": run.start, "finish_s": finish, "reply_s": finish, "service_s": run.service,
-        "probe_s": np.nan, "replica": run.replica, "method": named(run.method, list(methods)),
-        "n_outstanding": run.n_outstanding, "attempt": 1, "outcome": named(run.outcome, OUTCOMES),
-    })  # fmt: skip
+        "job_id": np.arange(arrival.size), "workload": named(np.zeros(arrival.size, np.int8), ["simulated"]),
+        "scheduled_s": arrival, "arrival_s": arrival, "start_s": run.start, "finish_s": finish, "reply_s": finish,
+        "service_s": run.service, "probe_s": np.nan, "replica": run.replica, "method": named(run.method, list(methods)),
+        "n_outstanding": run.n_outstanding, "attempt": 1, "outcome": named(run.outcome, OUTCOMES)})
 
 
-def run_jobs(arrival, work, estimate, k, *, routing="central", methods=("only",), policy=None, speed=None,
-             max_waiting=None, deadline_s=None, rng=None, workers=1) -> Rows:  # fmt: skip
+def run_jobs(arrival, work, estimate, k, routing="central", methods=("only",), policy=None, speed=None,
+             max_waiting=None, deadline_s=None, rng=None, workers=1) -> Rows:
     """Simulate every run of checked jobs; options as in `simulate`, workers threads that do not change the result."""
     runs, n = arrival.shape
     k = whole(k=k)
@@ -195,7 +189,5 @@ def _expiries(arrival, deadline_s):
 
 
 def _empty_rows(runs, n, replica):
-    times = [np.full((runs, n), np.nan) for _ in range(3)]
-    replica = np.full((runs, n), replica, np.int32)
-    return Rows(*times, replica, np.full((runs, n), -1, np.int8), np.zeros((runs, n), np.int32),
-                        np.zeros((runs, n), np.int8))  # fmt: skip
+    values = (*[(np.nan, float)] * 3, (replica, np.int32), (-1, np.int8), (0, np.int32), (0, np.int8))
+    return Rows(*(np.full((runs, n), value, kind) for value, kind in values))

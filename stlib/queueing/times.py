@@ -116,6 +116,6 @@ def _numbers(values: np.ndarray, unit: str | None, at) -> tuple[str, np.ndarray]
 def _stamps(text: pd.Series) -> np.ndarray:
     """Timestamps as seconds since the earliest, NaN where they are none."""
     text = text.str.replace(r"^([0-9]{8})([0-9]{6})\.?", r"\1T\2.", regex=True)
-    text = text.where(text.str.match("[0-9]{4}"))  # pandas takes "now" for a time
-    stamps = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
+    # of four digits at first, for pandas takes "now" for a time
+    stamps = pd.to_datetime(text.where(text.str.match("[0-9]{4}")), errors="coerce", utc=True, format="ISO8601")
     return (stamps - stamps.min()).dt.total_seconds().to_numpy()

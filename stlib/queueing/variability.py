@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from stlib.queueing import checks
 from stlib.queueing.arrivals import Trace
@@ -54,8 +53,7 @@ class ModelChoice:
 def arrival_variability(arrival_s) -> Variability:
     """Summary of arrival times (n,), seconds in order of time; the rate is 1 / mean_s."""
     gaps = _gaps(arrival_s, LEAST_DESCRIBED)
-    window_s = gaps.mean() * min(BLOCK, len(gaps) / 11)
-    return _summary(gaps, Trace(arrival_s).idc(window_s))
+    return _summary(gaps, Trace(arrival_s).idc(gaps.mean() * min(BLOCK, len(gaps) / 11)))
 
 
 def service_variability(service_s) -> Variability:
@@ -82,14 +80,13 @@ def select_model(arrivals, services, k: int) -> ModelChoice:
     gaps = _gaps(arrivals)
     rho = _services(services).mean() / (k * gaps.mean())
     broken = set(tests.claim[tests.rejected])
+    model = "GI/G/k" if POISSON in broken else "M/G/k" if EXPONENTIAL in broken else "M/M/k"
     if rho >= 1 or broken & {STEADY_ARRIVALS, STEADY_SERVICES, UNRELATED}:
         model = "simulate"
-    elif POISSON in broken:
-        model = "GI/G/k"
-    else:
-        model = "M/G/k" if EXPONENTIAL in broken else "M/M/k"
     reasons = [f"load {rho:.2f} on k = {k}" + (": no steady state, finite runs only" if rho >= 1 else "")]
-    reasons += [_reason(claim, rows) for claim, rows in tests.groupby("claim", sort=False)]
+    for claim, rows in tests.groupby("claim", sort=False):
+        by = f"rejected by {' and '.join(rows.test[rows.rejected])}" if claim in broken else "not rejected"
+        reasons.append(f"{claim}: {by} (adjusted p = {rows.p_holm.min():.2g})")
     if (tied := (gaps == 0).mean()) > 0.01:
         reasons.append(f"{tied:.0%} of the arrivals share a time with the one before: batches, or stamps too coarse")
     return ModelChoice(model, tuple(reasons), tests)
@@ -107,11 +104,13 @@ def model_tests(arrivals, services) -> pd.DataFrame:
     rows = [(STEADY_ARRIVALS, *row) for row in _independence(gaps)]
     rows += [(STEADY_SERVICES, *row) for row in _independence(services)]
     if len(services) == len(gaps) + 1:
-        rows.append((UNRELATED, "rank correlation", _rank_correlation(gaps, services[1:])))
+        constant = np.ptp(gaps) == 0 or np.ptp(services[1:]) == 0
+        rows.append((UNRELATED, "rank correlation", 1.0 if constant else stats.spearmanr(gaps, services[1:]).pvalue))
     rows += [(POISSON, "Lewis KS", _lewis(gaps)), (POISSON, "dispersion of counts", _dispersion(gaps)),
              (EXPONENTIAL, "Lewis KS", _lewis(services))]
     table = pd.DataFrame(rows, columns=["claim", "test", "p_value"])
-    adjusted = multipletests(table.p_value, method="holm")[1]
+    ordered = table.p_value.sort_values()  # statsmodels' multipletests collects all garbage at each call, in 50 ms
+    adjusted = (ordered * np.arange(len(rows), 0, -1)).cummax().clip(upper=1)
     return table.assign(p_holm=adjusted, rejected=adjusted <= LEVEL)
 
 
@@ -119,10 +118,8 @@ def _independence(intervals: np.ndarray) -> list[tuple[str, float]]:
     """Savage scores make rank tests free of the law and best for a changing rate of exponential intervals."""
     n = len(intervals)
     scores = -np.log1p(-stats.rankdata(intervals) / (n + 1))
-    scores -= scores.mean()
-    squares = scores @ scores
-    if np.ptp(intervals) == 0:
-        return [("CUSUM", 1.0), ("level of blocks", 1.0), ("serial correlation", 1.0)]
+    scores = (scores - scores.mean()) * (np.ptp(intervals) > 0)  # exactly 0 for a constant, which shows nothing
+    squares = scores @ scores or 1.0
     cusum = np.abs(np.cumsum(scores)).max() / np.sqrt(squares)
     blocks = np.array_split(scores, n // BLOCK)
     between = sum(len(block) * block.mean() ** 2 for block in blocks) * (n - 1) / squares
@@ -146,15 +143,6 @@ def _dispersion(gaps: np.ndarray) -> float:
     statistic = ((counts - counts.mean()) ** 2).sum() / counts.mean()
     law = stats.chi2(len(counts) - 1)
     return min(1.0, 2 * min(law.cdf(statistic), law.sf(statistic)))
-
-
-def _rank_correlation(gaps: np.ndarray, services: np.ndarray) -> float:
-    return 1.0 if np.ptp(gaps) == 0 or np.ptp(services) == 0 else stats.spearmanr(gaps, services).pvalue
-
-
-def _reason(claim: str, rows: pd.DataFrame) -> str:
-    found = f"rejected by {' and '.join(rows.test[rows.rejected])}" if rows.rejected.any() else "not rejected"
-    return f"{claim}: {found} (adjusted p = {rows.p_holm.min():.2g})"
 
 
 def _summary(intervals: np.ndarray, dispersion: float) -> Variability:

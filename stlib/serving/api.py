@@ -24,14 +24,11 @@ from stlib.queueing.job_table import OUTCOMES
 from stlib.serving.dispatcher import Dispatcher, Reply
 from stlib.serving.server import Guard, error_response
 
-GONE = 499  # the status, which nobody reads, of a client that went
-UNFINISHED = {  # status, code and message of a job's other outcomes
-    "rejected": (503, "queue_full", "the queue is full: try again later"),
-    "timed_out": (504, "deadline_passed", "its deadline passed while it waited"),
-    "failed": (500, "job_failed", "the job failed: {}"),
-}
+# status, code and message of a job's other outcomes
+UNFINISHED = {"rejected": (503, "queue_full", "the queue is full: try again later"),
+              "timed_out": (504, "deadline_passed", "its deadline passed while it waited"),
+              "failed": (500, "job_failed", "the job failed: {}")}
 plain = partial(to_jsonable_python, inf_nan_mode="null")  # JSON has no NaN and no infinity
-PAGE = Path(__file__).with_name("page.html")
 MODEL = {"id": "storyteller", "object": "model", "created": 0, "owned_by": "storyteller"}
 
 
@@ -61,7 +58,7 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
         except ValueError as error:
             return _refused(error, type(body))
         except asyncio.CancelledError:
-            return Response(status_code=GONE)
+            return Response(status_code=499)  # which nobody reads
         return await _reply(reply, body, observed)
 
     for path, asked in dispatcher.workload.routes.items():
@@ -86,6 +83,11 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
         """The dispatcher's counts, their time integral since it started, and the wait to expect now (seconds)."""
         return plain(dispatcher.queue() | {"expected_wait_s": dispatcher.expected_wait_s()})
 
+    @app.get("/methods")
+    async def methods() -> dict:
+        """The menu: what a request may name as its `method`; left out, the service chooses."""
+        return {"methods": dispatcher.names}
+
     @app.get("/healthz")
     async def alive() -> dict:
         """The server answers."""
@@ -101,11 +103,11 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
     @app.get("/metrics")
     async def metrics():
         """For Prometheus."""
-        return Response(generate_latest(observed.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(observed), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
     async def page():
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+        return HTMLResponse(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
     return app
 
@@ -116,26 +118,24 @@ DOCUMENTED = {400: {"description": "not JSON"}, 401: {"description": "no token"}
               503: {"description": "the queue is full"}, 504: {"description": "the deadline passed in the queue"}}
 
 
-class Observed:
+class Observed(CollectorRegistry):
     """What /metrics shows: the dispatcher's state at the scrape, and histograms of completed jobs by method."""
 
     def __init__(self, dispatcher: Dispatcher):
-        self.dispatcher, self.registry = dispatcher, CollectorRegistry()
-        self.registry.register(self)
-        bounds = [0.1 * 2**i for i in range(12)]
-        self.seconds = {
-            name: Histogram(f"job_{name}_seconds", text, ["method"], buckets=bounds, registry=self.registry)
-            for name, text in (("response", "from arrival to finish"), ("wait", "from arrival to start"))}
+        super().__init__()
+        self.dispatcher, bounds = dispatcher, [0.1 * 2**i for i in range(12)]
+        self.seconds = {name: Histogram(f"job_{name}_seconds", f"from arrival to {end}", ["method"], buckets=bounds,
+                                        registry=self) for name, end in (("response", "finish"), ("wait", "start"))}
 
     def collect(self):
-        """Called by the registry at each scrape."""
+        """Called at each scrape."""
         state = self.dispatcher.queue()
         for name in ("replicas", "busy", "waiting", "in_system"):
             yield GaugeMetricFamily(f"dispatcher_{name}", name.replace("_", " "), value=state[name])
         jobs = CounterMetricFamily("jobs", "jobs by outcome", labels=["outcome"])
         for outcome in OUTCOMES:
             jobs.add_metric([outcome], state[outcome])
-        yield jobs
+        yield from (jobs, *super().collect())
 
 
 async def _disconnected(request: Request) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from stlib.serving import rules
 from stlib.serving.replica import ReplicaSpec, check_slots, error_text, start_ray, stop_job, stop_replica
 from stlib.serving.rules import UNSTARTED, Job, Reply, Server
 
-ONLY = "only"  # the table's method where the workload has none, as in the simulator
 CLOCK_S = 1e-6  # asyncio's timers may ring early by less
 
 
@@ -32,8 +32,8 @@ class Dispatcher:
     method: every job's that does not name its own; or policy: integers, policy[n] the index in `methods` for a job
     that starts with n jobs outstanding, as in `simulate`. With none of these the method is "only": for workloads that
     do not tell methods apart. menu: for each method's name the job's parameters that it stands for; left out, the name
-    itself is the parameter `method`. estimate: estimate(params, method), seconds, which least_work and the expected
-    wait need. probe: whether replicas run their probes.
+    itself is the parameter `method`; `names` are those of the menu, else `methods`. estimate: estimate(params, method),
+    seconds, which least_work and the expected wait need. probe: whether replicas run their probes.
 
     Raises ValueError for an input out of its range.
     """
@@ -43,19 +43,18 @@ class Dispatcher:
                  estimate: Callable[[dict, str], float] | None = None, max_waiting: int | None = None,
                  probe: bool = False, handles: Sequence | None = None):
         whole(replicas=replicas)
-        whole(0, max_waiting=max_waiting or 0)
         rules.check(routing, estimate, method, methods, policy)
         if handles is not None and len(handles) != replicas:
             raise ValueError(f"{len(handles)} handles for {replicas} replicas: give one each")
         spec = ReplicaSpec(spec) if isinstance(spec, str) else spec
         self.name, self.workload, self._start_one = spec.workload, spec.make(), spec.start
         self.routing, self.estimate, self.probe = routing, estimate, probe
-        self.menu, self.methods = menu, tuple(methods)
-        self.by_outstanding = [method or ONLY] if policy is None else [methods[int(column)] for column in policy]
-        self.max_waiting = math.inf if max_waiting is None else max_waiting
+        self.names, self._options = tuple(menu or methods), partial(rules.options_of, menu=menu, methods=methods)
+        self.by_outstanding = [method or "only"] if policy is None else [methods[int(column)] for column in policy]
+        self.max_waiting = math.inf if max_waiting is None else whole(0, max_waiting=max_waiting)
         for name in filter(None, [*methods, method]):
             self._options(name)
-        self._given, self._running = handles, False
+        self._given, self._running = handles or (), False
         self.queues = [deque() for _ in range(1 if routing == "central" else replicas)]
         self.servers = [Server(number, self.queues[number % len(self.queues)]) for number in range(replicas)]
         self.reset()
@@ -63,7 +62,7 @@ class Dispatcher:
     def start(self) -> "Dispatcher":
         """Start the replicas side by side and wait until all are loaded; raises as `ReplicaSpec.start`."""
         handles = self._given
-        if handles is None:
+        if not handles:
             start_ray()
             check_slots(len(self.servers))
             with ThreadPoolExecutor(len(self.servers)) as pool:
@@ -78,13 +77,11 @@ class Dispatcher:
         """End the replicas that were started here; what still waits or runs there fails."""
         self._now()
         self._running = False
-        handles = [server.handle for server in self.servers if server.handle]
         for server in self.servers:
-            server.handle, server.lost = None, "the dispatcher was stopped"
-        self._feed()
-        for handle in handles:
-            if handle not in (self._given or ()):
+            handle, server.handle, server.lost = server.handle, None, "the dispatcher was stopped"
+            if handle and handle not in self._given:
                 stop_replica(handle)
+        self._feed()
 
     __enter__ = start
 
@@ -95,9 +92,8 @@ class Dispatcher:
         """Begin a run: time zero is now, all counts are 0. Raises RuntimeError while jobs are in the system."""
         if self._in_system():
             raise RuntimeError(f"{self._in_system()} jobs are in the system: await them before a new run")
-        self.zero_s = time.monotonic()
+        self.zero_s, self._counted_s, self._job_seconds = time.monotonic(), 0.0, 0.0
         self.counts, self.offered = dict.fromkeys(OUTCOMES, 0), 0
-        self._job_seconds = self._counted_s = 0.0
         self._rng = np.random.default_rng(0)
         for server in self.servers:
             server.idle_s = 0.0
@@ -117,7 +113,7 @@ class Dispatcher:
         return declared
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
-                     job_id: int | None = None, scheduled_s: float | None = None) -> Reply:
+                     job_id: int | None = None, scheduled_s: float = math.nan) -> Reply:
         """Have a job done, in the running event loop; returns when it has its outcome.
 
         method: in place of the dispatcher's. deadline_s: if it has not started so many seconds after now it leaves,
@@ -128,22 +124,29 @@ class Dispatcher:
         nonnegative(deadline_s=0.0 if deadline_s in (None, math.inf) else deadline_s)
         declared, now = self.check(params, method), self._now()
         row = UNSTARTED | {"job_id": self.offered if job_id is None else job_id, "workload": self.name,
-                           "scheduled_s": math.nan if scheduled_s is None else scheduled_s, "arrival_s": now}
+                           "scheduled_s": scheduled_s, "arrival_s": now}
         job = Job(row, params=params, declared_s=declared, method=None if len(declared) > 1 else next(iter(declared)),
                   expiry_s=math.inf if deadline_s is None else now + deadline_s)
-        self._arrive(job)
+        least = rules.candidates(self.routing, self.servers, now, self.offered)
+        server = least[int(float(self._rng.random(dtype=np.float32)) * len(least))]
+        job.products["expected_wait_s"] = self._wait_at(server, now)
+        self.offered += 1
+        if not server.idle and self._waiting() >= self.max_waiting:
+            self._end(job, "rejected")
+        else:
+            server.queue.append(job)
+            if job.expiry_s < math.inf:
+                asyncio.get_running_loop().call_at(self.zero_s + job.expiry_s, self._now)
+            self._feed()
         try:
             await job.ended
-            return job
         except asyncio.CancelledError:
             self._now()
-            job.cancelled = True
             for server in self.servers:
-                if job in server.queue:
-                    self._end(job, "cancelled")
-                elif server.job is job and server.handle:
+                if server.job is job and server.handle:
                     stop_job(server.handle, job.token)
             raise
+        return job
 
     async def drain(self) -> None:
         """Wait until no job runs and no replica is being replaced: before the event loop is closed."""
@@ -155,10 +158,9 @@ class Dispatcher:
 
         job_seconds: the number of jobs in the system, integrated over the elapsed_s seconds since `reset`.
         """
-        elapsed = self._now()
-        return {"replicas": sum(server.handle is not None for server in self.servers), "busy": self._busy(),
-                "waiting": self._waiting(), "in_system": self._in_system(), "offered": self.offered, **self.counts,
-                "job_seconds": self._job_seconds, "elapsed_s": elapsed}
+        return {"elapsed_s": self._now(), "job_seconds": self._job_seconds,
+                "replicas": sum(server.handle is not None for server in self.servers), "busy": self._busy(),
+                "waiting": self._waiting(), "in_system": self._in_system(), "offered": self.offered, **self.counts}
 
     def expected_wait_s(self) -> float:
         """Seconds until a job that came now would start, by the estimates of those ahead; NaN without any.
@@ -170,46 +172,26 @@ class Dispatcher:
 
     def _wait_at(self, server: Server, now: float) -> float:
         """The same for a job that joins this server's queue."""
-        if self.estimate is None or server.handle is None:
-            return math.nan
         up = [other for other in self.servers if other.queue is server.queue and other.handle]
-        return rules.wait_s(up, server.queue, now, self._method_of)
+        return rules.wait_s(up, server.queue, now, self._method_of) if self.estimate and up else math.nan
 
     def _method_of(self, job: Job, outstanding: int) -> str:
         return job.method or self.by_outstanding[min(outstanding, len(self.by_outstanding) - 1)]
 
-    def _arrive(self, job: Job) -> None:
-        now = job.row["arrival_s"]
-        least = rules.candidates(self.routing, self.servers, now, self.offered)
-        tie = 0.0 if self.routing in ("central", "round_robin") else float(self._rng.random(dtype=np.float32))
-        server = least[int(tie * len(least))]
-        job.products["expected_wait_s"] = self._wait_at(server, now)
-        self.offered += 1
-        if not server.idle and self._waiting() >= self.max_waiting:
-            return self._end(job, "rejected")
-        server.queue.append(job)
-        if job.expiry_s < math.inf:
-            asyncio.get_running_loop().call_at(self.zero_s + job.expiry_s, self._now)
-        self._feed()
-
     def _feed(self) -> None:
         """Idle replicas, the longest idle first, take what waits for them; where none will ever come it fails."""
         for server in sorted(self.servers, key=lambda server: server.idle_s):
+            peers = [other for other in self.servers if other.queue is server.queue]
             if server.idle and server.queue:
-                self._begin(server)
-        for server in self.servers:
-            if all(other.lost for other in self.servers if other.queue is server.queue):
-                for job in list(server.queue):
-                    self._end(job, "failed", error=server.lost)
-
-    def _begin(self, server: Server) -> None:
-        outstanding = len(server.queue) + sum(s.job is not None for s in self.servers if s.queue is server.queue)
-        job = server.job = server.queue.popleft()
-        job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
-                    "method": self._method_of(job, outstanding)}
-        job.products["busy_start"] = self._busy()
-        if server.task is None or server.task.done():
-            server.task = asyncio.get_running_loop().create_task(self._serve(server))
+                outstanding = len(server.queue) + sum(other.job is not None for other in peers)
+                job = server.job = server.queue.popleft()
+                job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
+                            "method": self._method_of(job, outstanding)}
+                job.products["busy_start"] = self._busy()
+                if server.task is None or server.task.done():
+                    server.task = asyncio.get_running_loop().create_task(self._serve(server))
+            while server.queue and all(other.lost for other in peers):
+                self._end(server.queue.popleft(), "failed", error=server.lost)
 
     async def _serve(self, server: Server) -> None:
         """Do the server's job, then, in the same turn of the loop, the next that waits for it, until none does."""
@@ -238,17 +220,15 @@ class Dispatcher:
         """A replica died: its job is tried once more, before all others, and a new replica is started."""
         self._now()
         job, server.handle = server.job, None
-        if job.cancelled or job.row["attempt"] > 1:
+        if job.ended.cancelled() or job.row["attempt"] > 1:
             self._depart(server, "failed", error=f"its replica died: {error_text(death)}")
         else:
             job.row |= UNSTARTED | {"attempt": 2}
             server.job, job.expiry_s = None, math.inf  # it had started in time
             server.queue.appendleft(job)
             self._feed()
-        if not self._running:
-            return
         try:
-            handle = await asyncio.to_thread(self._start_one)
+            handle = await asyncio.to_thread(self._start_one) if self._running else None
             if self._running:  # else the handle goes, and the replica with it
                 server.handle = handle
         except Exception as error:
@@ -257,22 +237,24 @@ class Dispatcher:
         self._feed()
 
     def _end(self, job: Job, outcome: str, payload=None, error: str | None = None) -> None:
-        """A job gets its one outcome and waits no more."""
-        for queue in self.queues:
-            if job in queue:
-                queue.remove(job)
-        job.payload, job.error, job.row["outcome"] = payload, error, "cancelled" if job.cancelled else outcome
+        """A job that waits no more gets its one outcome."""
+        job.payload, job.error, job.row["outcome"] = payload, error, "cancelled" if job.ended.cancelled() else outcome
         self.counts[job.row["outcome"]] += 1
         if not job.ended.done():
             job.ended.set_result(None)
 
     def _now(self) -> float:
-        """Seconds since the run's start; adds up the jobs in the system until now, lets go those whose time is over."""
+        """Seconds since the run's start; adds up the jobs in the system until now.
+
+        Of those that wait, the ones that nobody awaits, or whose time is over, leave.
+        """
         now = time.monotonic() - self.zero_s
         self._job_seconds += self._in_system() * (now - self._counted_s)
         self._counted_s = now
-        for job in [job for queue in self.queues for job in queue if job.expiry_s <= now + CLOCK_S]:
-            self._end(job, "timed_out")
+        for queue in self.queues:
+            for job in [job for job in queue if job.ended.cancelled() or job.expiry_s <= now + CLOCK_S]:
+                queue.remove(job)
+                self._end(job, "timed_out")
         return now
 
     def _busy(self) -> int:
@@ -283,6 +265,3 @@ class Dispatcher:
 
     def _in_system(self) -> int:
         return self._waiting() + self._busy()
-
-    def _options(self, method: str) -> dict:
-        return rules.options_of(method, self.menu, self.methods)

@@ -33,14 +33,26 @@ def replay(jobs: pd.DataFrame, arrival_s, target: Dispatcher, *, method: str | N
     cancels all jobs.
     Raises ValueError for bad input, RuntimeError for a target that is not there, before any job runs.
     """
-    arrival, deadline = _checked_times(arrival_s, deadline_s, jobs)
+    arrival, n = np.asarray(arrival_s, float), len(jobs)
+    if n == 0 or jobs["job_id"].duplicated().any():
+        raise ValueError(f"{n} jobs with {jobs['job_id'].nunique()} different job_id: give each its own")
+    if arrival.ndim != 1 or len(arrival) < n:
+        raise ValueError(f"{arrival.size} arrivals for {n} jobs: give a longer trace or fewer jobs")
+    deadline = np.broadcast_to(np.asarray(np.inf if deadline_s is None else deadline_s, float), n)
+    if not (deadline >= 0).all():
+        raise ValueError(f"deadline_s {deadline_s} must be seconds >= 0, one for all jobs or one each")
+    ((arrival,), _, _) = check_jobs(arrival[None, :n], np.zeros((1, n)))
     requests = [_request(job, method, target) | {"scheduled_s": at, "deadline_s": limit}
                 for job, at, limit in zip(jobs.to_dict("records"), arrival.tolist(), deadline.tolist(), strict=True)]
     answers = []
     _run_in_thread(_send_all(requests, target, answers), answers, tqdm(total=len(jobs), disable=not progress))
     rows, products = zip(*sorted(answers, key=lambda answer: answer[0]["job_id"]), strict=True)
     table, products = job_table(pd.DataFrame(rows)), pd.json_normalize(products)
-    table.attrs["generator_limited"] = _is_limited(products["lag_s"], arrival)
+    late, allowed = products["lag_s"].quantile(0.99), max(LAG_S, LAG_SHARE * np.ptp(arrival) / max(1, n - 1))
+    table.attrs["generator_limited"] = bool(late > allowed)
+    if late > allowed:
+        warnings.warn(f"the load generator was late: by {late:.3f} s at the 99th percentile, {allowed:.3f} s allowed; "
+                      "ease the machine or the load, or take this run as limited by its generator", stacklevel=2)
     return table, products
 
 
@@ -93,23 +105,3 @@ def _request(job: dict, method: str | None, target: Dispatcher) -> dict:
             raise ValueError(f"its workload is {workload!r}, the dispatcher's {target.name!r}")
         target.check(params, method)
     return {"job_id": job_id, "params": params, "method": method}
-
-
-def _checked_times(arrival_s, deadline_s, jobs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    arrival, n = np.asarray(arrival_s, float), len(jobs)
-    if n == 0 or jobs["job_id"].duplicated().any():
-        raise ValueError(f"{n} jobs with {jobs['job_id'].nunique()} different job_id: give each its own")
-    if arrival.ndim != 1 or len(arrival) < n:
-        raise ValueError(f"{arrival.size} arrivals for {n} jobs: give a longer trace or fewer jobs")
-    deadline = np.broadcast_to(np.asarray(np.inf if deadline_s is None else deadline_s, float), n)
-    if not (deadline >= 0).all():
-        raise ValueError(f"deadline_s {deadline_s} must be seconds >= 0, one for all jobs or one each")
-    return check_jobs(arrival[None, :n], np.zeros((1, n)))[0][0], deadline
-
-
-def _is_limited(lag_s: pd.Series, arrival: np.ndarray) -> bool:
-    late, allowed = lag_s.quantile(0.99), max(LAG_S, LAG_SHARE * np.ptp(arrival) / max(1, len(arrival) - 1))
-    if late > allowed:
-        warnings.warn(f"the load generator was late: by {late:.3f} s at the 99th percentile, {allowed:.3f} s allowed; "
-                      "ease the machine or the load, or take this run as limited by its generator", stacklevel=3)
-    return bool(late > allowed)

@@ -8,15 +8,15 @@ import secrets
 import socket
 import tempfile
 import time
-from dataclasses import dataclass, field
+from typing import Annotated
 
-from stlib.queueing.checks import nonnegative, whole
+from pydantic import Field
+
 from stlib.serving.workloads import WORKLOADS, Cancelled, Workload, make_workload
+from stlib.settings import Fields, whole
 
-CONNECT_S = 5.0
 LOAD_S = 300.0
 IDLE_S = 0.1  # after a longer pause the last probe no longer tells the machine's speed
-OBJECT_STORE_BYTES = 128 * 2**20
 CONTROL = "control"  # the calls that a replica answers while it does a job
 LONGEST = 36  # bytes: a socket's path has at most 103 or 107, of which Ray's own part takes 64
 
@@ -68,13 +68,11 @@ class Replica:
         return payload, products | {"service_s": time.monotonic() - began}
 
     def _probe(self) -> float:
-        self._probe_s = self.workload.probe()
-        self._probed_at = time.monotonic()
+        self._probe_s, self._probed_at = self.workload.probe(), time.monotonic()
         return self._probe_s
 
 
-@dataclass(frozen=True)
-class ReplicaSpec:
+class ReplicaSpec(Fields):
     """What is served, by replicas that are all alike.
 
     workload: a name of the registry, options its keyword arguments. threads: torch's, of each replica. gpus: that each
@@ -82,13 +80,9 @@ class ReplicaSpec:
     """
 
     workload: str = "story"
-    options: dict = field(default_factory=dict)
-    threads: int = 1
-    gpus: float = 0
-
-    def __post_init__(self):
-        whole(threads=self.threads)
-        nonnegative(gpus=self.gpus)
+    options: dict = Field(default_factory=dict)
+    threads: whole(1, 1024) = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
 
     def make(self) -> Workload:
         """The workload, not loaded: it validates jobs. Raises ValueError for an unknown one."""
@@ -103,11 +97,9 @@ class ReplicaSpec:
         start_ray()
         import ray
 
-        env = {"OMP_NUM_THREADS": str(self.threads)}
-        if self.gpus == 0:
-            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves visible what was not asked for
-        actor = ray.remote(num_cpus=1, num_gpus=self.gpus, runtime_env={"env_vars": env},
-                           concurrency_groups={CONTROL: 1})
+        hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves visible what was not asked for
+        env = {"env_vars": {"OMP_NUM_THREADS": str(self.threads)} | hidden}
+        actor = ray.remote(num_cpus=1, num_gpus=self.gpus, runtime_env=env, concurrency_groups={CONTROL: 1})
         handle = actor(Replica).remote(WORKLOADS[self.workload], self.options, self.threads)
         try:
             ray.get(handle.__ray_ready__.remote(), timeout=LOAD_S)
@@ -121,10 +113,11 @@ class ReplicaSpec:
         return handle
 
 
-def start_ray() -> None:
+def start_ray(attempts: int = 2) -> None:
     """Connect to the cluster of `RAY_ADDRESS`, else start Ray on this machine, quietly and for this program only.
 
-    Does nothing if Ray runs already. Raises RuntimeError with the remedy.
+    Does nothing if Ray runs already. attempts: on this machine; a first start, from cold files, can outlast Ray's own
+    limits. Raises RuntimeError with the remedy.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -134,35 +127,26 @@ def start_ray() -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            _check_reachable(address)
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            if port.isdigit():  # fail fast where nothing listens: Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(address, logging_level="ERROR", log_to_driver=False)
         else:
-            _start_locally()
+            if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would write its token
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+            # without an address, rather than "local", Ray would join a cluster that `ray start` left on the machine
+            ray.init("local", include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
+                     _node_ip_address="127.0.0.1", object_store_memory=128 * 2**20, _temp_dir=_ray_folder(),
+                     _system_config={"worker_niceness": 0})
     except Exception as error:  # Ray raises bare ones
+        if not address:
+            ray.shutdown()
+            if attempts > 1:
+                return start_ray(attempts - 1)
         raise RuntimeError(
             f"Ray did not start ({str(error).splitlines()[0]}): is a cluster running at RAY_ADDRESS={address}? unset "
             "RAY_ADDRESS to start Ray on this machine; is that very busy, listening not allowed, or the temporary "
             "folder full or not yours? RAY_TMPDIR names another") from error
-
-
-def _start_locally(attempts: int = 2) -> None:
-    """A first start from cold files can outlast Ray's own limits, so it is tried again.
-
-    Without an address, rather than "local", Ray would join a cluster that `ray start` left on the machine.
-    """
-    import ray
-
-    if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would write its token
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
-    try:
-        ray.init("local", include_dashboard=False, logging_level="CRITICAL", log_to_driver=False,
-                 _node_ip_address="127.0.0.1", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=_ray_folder(),
-                 _system_config={"worker_niceness": 0})
-    except Exception:
-        ray.shutdown()
-        if attempts == 1:
-            raise
-        _start_locally(attempts - 1)
 
 
 def _ray_folder() -> str:
@@ -197,10 +181,3 @@ def error_text(error: Exception) -> str:
     """One line; of an error in a replica its cause, without Ray's traceback."""
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
-
-
-def _check_reachable(address: str) -> None:
-    """Fail fast where nothing listens: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()

@@ -15,7 +15,7 @@ from uuid import uuid4
 from stlib import paths
 from stlib.queueing.checks import check_policy
 from stlib.queueing.simulation import ROUTINGS
-from stlib.settings import mapping, read_yaml
+from stlib.settings import known, mapping, read_yaml
 
 UNSTARTED = dict.fromkeys(("start_s", "finish_s", "reply_s", "service_s", "probe_s"), math.nan) \
     | {"replica": -1, "method": None, "n_outstanding": 0, "attempt": 1}
@@ -38,7 +38,10 @@ class Reply:
 
 @dataclass(eq=False, kw_only=True)
 class Job(Reply):
-    """A job in the system. method: None if it is chosen at its start; declared_s: by the methods it may get."""
+    """A job in the system. method: None if it is chosen at its start; declared_s: by the methods it may get.
+
+    ended: cancelled with the task that awaits it.
+    """
 
     params: dict
     method: str | None
@@ -46,7 +49,6 @@ class Job(Reply):
     declared_s: dict[str, float]
     ended: asyncio.Future = field(default_factory=asyncio.Future)
     token: str = field(default_factory=lambda: uuid4().hex)  # names it to the replica
-    cancelled: bool = False
 
 
 @dataclass(eq=False)
@@ -69,8 +71,7 @@ class Server:
 
 def running_s(server: Server, now: float) -> float:
     """What is left of the running job's declared work; 0 once it has outrun it, or is cancelled and stops."""
-    job = server.job
-    if job is None or job.cancelled:
+    if (job := server.job) is None or job.ended.cancelled():
         return 0.0
     return max(0.0, job.declared_s[job.row["method"]] - (now - job.row["start_s"]))
 
@@ -80,11 +81,9 @@ def left_s(server: Server, now: float) -> float:
     return -1.0 if server.idle else running_s(server, now) + sum(job.declared_s[job.method] for job in server.queue)
 
 
-LOADS = {  # the server with the least takes the job
-    "central": lambda server, now: server.idle_s if server.idle else math.inf,
-    "jsq": lambda server, now: len(server.queue) + (server.job is not None),
-    "least_work": left_s,
-}
+# the server with the least takes the job
+LOADS = {"central": lambda server, now: server.idle_s if server.idle else math.inf,
+         "jsq": lambda server, now: len(server.queue) + (server.job is not None), "least_work": left_s}
 
 
 def candidates(routing: str, servers: Sequence[Server], now: float, offered: int) -> list[Server]:
@@ -110,8 +109,7 @@ def wait_s(servers: Sequence[Server], queue: deque, now: float, method_of: Calla
 
 def check(routing: str, estimate, method: str | None, methods: Sequence[str], policy) -> None:
     """Raise ValueError for rules that are unknown or do not go together; arguments as of `Dispatcher`."""
-    if routing not in ROUTINGS:
-        raise ValueError(f"routing {routing!r} is unknown; choose one of {ROUTINGS}")
+    known("routing", routing, ROUTINGS)
     if routing == "least_work" and (estimate is None or policy is not None):
         raise ValueError("least_work needs estimate(params, method) and one method, no policy; or take jsq")
     if policy is not None:
@@ -125,12 +123,11 @@ def read_menu(path=paths.DATA / "menu.yml") -> dict[str, dict]:
     return {str(name): mapping(f"{path}: {name}", options) for name, options in read_yaml(path).items()}
 
 
-def options_of(method: str | None, menu: dict | None = None, known=()) -> dict:
+def options_of(method: str | None, menu: dict | None = None, methods=()) -> dict:
     """The job's parameters that a method's name stands for: its entry in the menu, without one the name itself.
 
-    known: the names that there are without a menu (empty: any). Raises ValueError for a name that is not known.
+    methods: the names that there are without a menu (empty: any). Raises FieldError for a name that is not there.
     """
-    names = known if menu is None else menu
-    if names and method not in names:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(names)}")
+    if names := methods if menu is None else menu:
+        known("method", method, names)
     return menu[method] if menu else {} if method is None else {"method": method}

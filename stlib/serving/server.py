@@ -6,8 +6,8 @@ import json
 import re
 import signal
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
 
@@ -63,15 +63,14 @@ def in_thread(app: FastAPI):
     """Serve the application from a thread of its own, on a free port of this machine; gives its URL."""
     sock = listen("127.0.0.1", 0, None)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        yield url_of(sock)
-    finally:
-        server.should_exit = True
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.run, [sock])
+        try:
+            while not server.started and not running.done():
+                time.sleep(0.01)
+            yield url_of(sock)
+        finally:
+            server.should_exit = True
 
 
 class Guard:

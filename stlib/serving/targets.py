@@ -10,10 +10,10 @@ from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
 from stlib.serving.replica import error_text
 from stlib.serving.rules import Reply
 from stlib.serving.workloads import make_workload
+from stlib.settings import known
 
 TIMES = ("arrival_s", "start_s", "finish_s")
 COUNTED = ("offered", *OUTCOMES, "job_seconds", "elapsed_s")
-KEPT_S = 2.0  # a server closes a connection that idles for 5 s: one closed while it is used again loses a job
 
 
 class HttpTarget:
@@ -26,9 +26,8 @@ class HttpTarget:
     def __init__(self, url: str, route: str = "/stories", token: str | None = None, timeout_s: float = 3600.0,
                  workload: str = "story"):
         self.name, self.workload, self._before = workload, make_workload(workload), {}
-        if route not in self.workload.routes:
-            raise ValueError(f"route {route!r} is unknown: use one of {', '.join(self.workload.routes)}")
-        self.url, self.route, self.timeout_s, self.asked = url, route, timeout_s, self.workload.routes[route]
+        self.asked = self.workload.routes[known("route", route, self.workload.routes)]
+        self.url, self.route, self.timeout_s = url, route, timeout_s
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._reader = httpx.Client(base_url=url, headers=self.headers, timeout=10)
 
@@ -42,7 +41,8 @@ class HttpTarget:
         state = min((self._state() for _ in range(5)), key=lambda one: one["trip_s"])
         if state["in_system"]:
             raise RuntimeError(f"{state['in_system']:.0f} jobs are in the service's system: wait for them first")
-        limits = httpx.Limits(keepalive_expiry=KEPT_S, max_connections=None, max_keepalive_connections=None)
+        # a server closes a connection that idles for 5 s: one closed while it is used again loses a job
+        limits = httpx.Limits(keepalive_expiry=2.0, max_connections=None, max_keepalive_connections=None)
         self._client = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=self.timeout_s, limits=limits)
         self._before, self.zero_s = self._state(), time.monotonic()
         self._ahead_s = state["elapsed_s"] + self.zero_s - (state["asked_s"] + state["trip_s"] / 2)  # of its clock
@@ -54,9 +54,12 @@ class HttpTarget:
         answer = await self._client.post(self.route, json=self.asked.body(params, method, limit))
         if "X-Job" not in answer.headers:
             raise RuntimeError(f"{answer.status_code}, {answer.text[:200]}")
-        row = _row(json.loads(answer.headers["X-Job"]))
+        told, products = (_told(answer.headers[name]) for name in ("X-Job", "X-Products"))
+        row = {name: told[name] if dtype == "category" else np.dtype(dtype).type(told[name])
+               for name, dtype in JOB_COLUMNS.items()}
+        if row["outcome"] not in OUTCOMES or not isinstance(row["method"], str | float):
+            raise ValueError(f"outcome {row['outcome']!r}, method {row['method']!r}: no row of a job table")
         row |= {name: row[name] - self._ahead_s for name in TIMES} | {"job_id": job_id, "scheduled_s": scheduled_s}
-        products = {name: _number(value) for name, value in json.loads(answer.headers["X-Products"]).items()}
         return Reply(row, None, products, None if answer.is_success else answer.json()["error"]["message"])
 
     async def drain(self) -> None:
@@ -80,14 +83,6 @@ class HttpTarget:
         return state | {"asked_s": began, "trip_s": time.monotonic() - began}
 
 
-def _row(told: dict) -> dict:
-    """A row of the job table, as the service tells it; raises for what is none."""
-    row = {name: told[name] if dtype == "category" else np.dtype(dtype).type(_number(told[name]))
-           for name, dtype in JOB_COLUMNS.items()}
-    if row["outcome"] not in OUTCOMES or not isinstance(row["method"], str | None):
-        raise ValueError(f"outcome {row['outcome']!r}, method {row['method']!r}: no row of a job table")
-    return row
-
-
-def _number(value):
-    return np.nan if value is None else value
+def _told(header: str) -> dict:
+    """What a header tells (JSON), NaN where that is null; raises for anything but fields."""
+    return {name: np.nan if value is None else value for name, value in json.loads(header).items()}

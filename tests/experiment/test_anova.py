@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from stlib.experiment import reference
-from stlib.experiment.anova import anova
-from stlib.experiment.design import full_factorial, run_order
+from stlib.experiment.design import anova, full_factorial, run_order
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_long_sequence_is_smoothed_in_parts():
 
 def test_coefficients_cover_the_truth(costs):
     level = (costs.probe_s / 0.08) ** GAMMA
-    table = costs.coefficients().set_index("term")
+    table = pd.DataFrame({"seconds": costs.beta, "se": np.sqrt(np.diag(costs.covariance))}, index=costs.terms)
     truth = {"tokens": 0.05, "llm": 0.1, "job[sequential]": 0.1, "steps[parallel]": 0.01,
              "panel step pixels[sequential]": 0.02, "panel step pixels[parallel]": 0.01}
     z = [(table.loc[term, "seconds"] - seconds * level) / table.loc[term, "se"] for term, seconds in truth.items()]
@@ -180,7 +180,7 @@ def test_what_it_refuses(costs, jobs):
         Costs.fit(rows.assign(threads=[1, 2] * (len(rows) // 2)))
     with pytest.raises(ValueError, match="natural"):
         Costs.fit(rows.assign(exact_tokens=False))
-    with pytest.raises(ValueError, match="no method 'joint'"):
+    with pytest.raises(ValueError, match="unknown method of the costs 'joint'"):
         costs.mean_s(jobs, "joint")
 
 
@@ -191,7 +191,7 @@ def test_an_estimate_is_the_mean_of_the_job_and_goes_beyond_the_fitted_range(cos
     with pytest.raises(ValueError, match="image_size = 512"):
         costs.mean_s(jobs.assign(image_size=512), "parallel")
     assert costs.estimate(job | {"image_size": 512}, "parallel") > 4 * costs.estimate(job, "parallel")
-    with pytest.raises(ValueError, match="no method 'joint'"):
+    with pytest.raises(ValueError, match="unknown method of the costs 'joint'"):
         costs.estimate(job, "joint")
 
 
@@ -224,20 +224,14 @@ def test_the_residual_of_one_process_lacks_the_variance_between_them():
     assert within.residual_cv**2 == pytest.approx(costs.residual_cv**2 - costs.process_sd**2, rel=0.01)
 
 
-def test_a_term_is_added_by_rows_that_vary_it(costs):
-    rng = np.random.default_rng(12)
-    rows = simulated_rows(rng, repeats=1).query("prompt != ''").head(60)
-    tokens = rng.choice([10, 80, 200], len(rows))
-    longer = rows["run_s"] + 0.004 * np.maximum(tokens - 16, 0)
-    more = costs.with_term("long prompt", rows.assign(prompt_tokens=tokens, run_s=longer))
-    cost, se = more.coefficients().set_index("term").loc["long prompt", ["seconds", "se"]]
-    assert abs(cost - 0.004) < 4 * se < 0.002
-    job = rows.iloc[0].to_dict()
+def test_a_term_that_was_fitted_apart_is_paid_where_the_job_has_it(costs, jobs):
+    more = replace(costs, terms=(*costs.terms, "long prompt"), beta=np.append(costs.beta, 0.004),
+                   covariance=np.pad(costs.covariance, (0, 1)))
+    job = jobs[jobs["prompt"] != ""].iloc[0].to_dict()
     assert more.estimate(job, "parallel") == costs.estimate(job, "parallel")
     assert more.estimate(job | {"prompt_tokens": 116}, "parallel") - costs.estimate(job, "parallel") \
-        == pytest.approx(100 * cost)
-    with pytest.raises(ValueError, match="10 rows that vary it"):
-        costs.with_term("long prompt", rows.assign(prompt_tokens=9))
+        == pytest.approx(100 * 0.004)
+    assert more.moments(jobs.assign(prompt_tokens=9), "parallel") == costs.moments(jobs, "parallel")
 
 
 def test_other_files_are_no_costs(tmp_path):

@@ -14,9 +14,6 @@ from stlib.experiment.design import (
     run_order,
     terms_up_to,
 )
-from stlib.experiment.jobs import as_story_jobs, story_pool
-from stlib.experiment.rows import row_seeds
-from stlib.generation import StoryJob
 
 LEVELS = {name: [0, 1] for name in "abcde"}
 FRACTION = {"d": ["a", "b"], "e": ["a", "c"]}  # 2^(5-2), of resolution III
@@ -153,15 +150,3 @@ def test_an_empty_cell_or_a_missing_level_is_named():
         check_estimable(pd.concat([design.iloc[:-1]] * 2), ["a", "b", "a:b"])
     with pytest.raises(ValueError, match=r"C\(a, Sum\): .*missing"):
         check_estimable(design.assign(a=[0, 1, None, 0, 1, 1]), ["a", "b"])
-
-
-def test_designed_runs_become_story_jobs():
-    runs = full_factorial({"n_panels": [1, 4], "llm_tokens": [0, 8]})
-    jobs = as_story_jobs(runs, story_pool("stories"), row_seeds(runs))
-    for job in jobs.to_dict("records"):
-        StoryJob(**job)
-    assert list(jobs["prompt"] == "") == list(runs["llm_tokens"] == 0) == list(~jobs["exact_tokens"])
-    assert [len(captions) for captions in jobs["captions"]] == list(runs["n_panels"])
-    assert jobs["seed"].nunique() == len(jobs)
-    with pytest.raises(ValueError, match="unknown story pool"):
-        story_pool("poems")

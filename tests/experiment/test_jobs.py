@@ -59,10 +59,10 @@ def test_the_order_of_the_lines_does_not_matter(tmp_path):
 
 def test_weights_are_kept():
     mix = JobMix.from_yaml("stories_exact")
-    values, shares = mix.choices["steps"]
+    rows, shares = mix.choices["steps"]
     drawn = mix.sample(20_000, np.random.default_rng(3))["steps"].value_counts(normalize=True)
     error = np.sqrt(shares * (1 - shares) / 20_000)
-    assert (np.abs(drawn.loc[list(values)].to_numpy() - shares) < 4 * error).all()
+    assert (np.abs(drawn.loc[[row["steps"] for row in rows]].to_numpy() - shares) < 4 * error).all()
 
 
 def test_one_text_is_a_list_of_one(tmp_path):

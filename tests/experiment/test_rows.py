@@ -14,7 +14,6 @@ import yaml
 from stlib import paths
 from stlib.experiment import rows as rows_of
 from stlib.experiment.design import read_design
-from stlib.experiment.jobs import as_story_jobs, story_pool
 from stlib.experiment.machine import fit_level, lag_correlation
 from stlib.experiment.measure import FreshReplicas, run_on
 from stlib.experiment.rows import Store, elapsed_s, export, measure, provenance, reference, row_seeds
@@ -70,7 +69,7 @@ def planned(folder, change=lambda experiments: None):
     change(text["experiments"])
     (folder / "design.yml").write_text(yaml.safe_dump(text, sort_keys=False))
     designed = pd.concat([runs.assign(experiment=name) for name, runs in read_design(folder / "design.yml").items()])
-    return as_story_jobs(designed, story_pool("stories"), row_seeds(designed))
+    return designed.assign(seed=row_seeds(designed) % 2**31)
 
 
 def with_joint(experiments):

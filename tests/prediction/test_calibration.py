@@ -15,7 +15,7 @@ from stlib.serving.replica import ReplicaSpec, stop_replica
 
 @pytest.fixture(scope="module")
 def costs():
-    return fitted_costs(np.random.default_rng(1))
+    return fitted_costs()
 
 
 def fit(costs, seed, ratio=1.05, factor=1.1, n_jobs=50, k=1, **both):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from scipy import linalg, optimize, special
 
+from stlib.queueing.chains import PhaseType
 from stlib.queueing.formulas import erlang_c, mmk
-from stlib.queueing.phase_type import PhaseType
 
 
 def interval_scv(process):

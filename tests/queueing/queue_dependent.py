@@ -8,7 +8,7 @@ from independent import moment
 from scipy import stats
 
 from stlib.queueing import checks
-from stlib.queueing.phase_type import PhaseType
+from stlib.queueing.chains import PhaseType
 
 
 def mg1_queue_dependent(lam: float, laws: list, policy) -> checks.QueueMetrics:

@@ -11,9 +11,8 @@ from scipy import sparse, stats
 from scipy.sparse.linalg import spsolve
 
 from stlib.queueing import chains
-from stlib.queueing.chains import mphk
+from stlib.queueing.chains import PhaseType, mphk
 from stlib.queueing.formulas import mdk, mg1, mgk, mm1, mmk
-from stlib.queueing.phase_type import PhaseType
 from stlib.queueing.simulation import simulate
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from independent import erlang
 from scipy import optimize, special, stats
 
-from stlib.queueing.chains import MAX_CONFIGURATIONS, mphk
+from stlib.queueing.chains import MAX_CONFIGURATIONS, PhaseType, mphk
 from stlib.queueing.checks import QueueMetrics, check_jobs
 from stlib.queueing.formulas import (
     SLOWEST,
@@ -22,7 +22,6 @@ from stlib.queueing.formulas import (
     mm1,
     mmk,
 )
-from stlib.queueing.phase_type import PhaseType
 from stlib.queueing.simulation import run_jobs
 
 RHO = st.floats(0.01, 0.99)

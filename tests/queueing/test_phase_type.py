@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from independent import erlang, moment, scv_of
 
-from stlib.queueing.phase_type import MAX_PHASES, PhaseType
+from stlib.queueing.chains import MAX_PHASES, PhaseType
 
 
 def raw_moments(ph):

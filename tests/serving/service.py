@@ -12,6 +12,7 @@ import psutil
 from stlib import paths
 from stlib.serving.api import make_app
 from stlib.serving.dispatcher import Dispatcher
+from stlib.serving.rules import read_menu
 from stlib.serving.server import in_thread
 
 QUICK = {"captions": ["a fox"], "steps": 1, "image_size": 64}  # a tenth of a second
@@ -35,7 +36,8 @@ class Served(Caller):
     """A dispatcher and its server on a free port, in a thread."""
 
     def __init__(self, replicas=1, **options):
-        options = {"estimate": lambda params, method: 0.1 if params.get("steps") == 1 else 1.5} | options
+        options = {"menu": read_menu(),
+                   "estimate": lambda params, method: 0.1 if params.get("steps") == 1 else 1.5} | options
         self.dispatcher = Dispatcher("story", replicas, method="parallel", **options)
         self.stack = ExitStack()
 

@@ -23,6 +23,7 @@ from stlib.queueing.job_table import JOB_COLUMNS, OUTCOMES
 from stlib.serving.api import make_app
 from stlib.serving.dispatcher import Dispatcher
 from stlib.serving.replay import replay
+from stlib.serving.rules import read_menu
 from stlib.serving.server import MAX_BODY, listen, url_of
 from stlib.serving.targets import HttpTarget
 from stlib.serving.workloads.story_requests import StoryRequest
@@ -57,6 +58,10 @@ def test_a_story_comes_back_with_its_row(served):
 
 def test_the_method_of_a_request_wins(served):
     assert served.send(QUICK | {"method": "sequential"}).json()["method"] == "sequential"
+
+
+def test_the_menu_is_told(served):
+    assert served.client.get("/methods").json() == {"methods": list(read_menu())}
 
 
 def test_the_openai_client_draws_pictures(served):

@@ -224,10 +224,10 @@ def test_a_policy_declares_each_method_s_own_work(replicas):
 @pytest.mark.parametrize("options, message", [
     ({"replicas": 0}, "replicas = 0"),
     ({"spec": "dream"}, "unknown workload 'dream'"),
-    ({"routing": "random"}, "routing 'random' is unknown; choose one of"),
+    ({"routing": "random"}, "unknown routing 'random': use one of"),
     ({"routing": "least_work"}, "least_work needs estimate"),
     ({"routing": "least_work", "estimate": len, "policy": [0], "methods": ("a",)}, "no policy"),
-    ({"method": "night", "menu": MENU}, "unknown method 'night': choose one of slow, quick"),
+    ({"method": "night", "menu": MENU}, "unknown method 'night': use one of slow, quick"),
     ({"policy": [0, 2], "methods": ("slow", "quick"), "menu": MENU}, r"policy = \[0, 2\] names .* outside 0 ... 1"),
     ({"policy": [0.5], "methods": ("slow",)}, r"policy = \[0.5\] must be a row of integers"),
     ({"max_waiting": -1}, "max_waiting = -1"),
@@ -243,7 +243,7 @@ def test_bad_jobs_are_refused_before_they_count(replicas):
         replies = served(target, of(-1.0, method="slow"), of(0.1, method="night"), of(0.1),
                          of(0.1, method="slow", deadline_s=-1))
         assert target.queue()["offered"] == 0
-    for reply, message in zip(replies, ["seconds = -1", "unknown method 'night'", "unknown method 'only': choose one",
+    for reply, message in zip(replies, ["seconds = -1", "unknown method 'night'", "unknown method 'only': use one",
                                         "deadline_s = -1"], strict=True):
         assert isinstance(reply, ValueError) and message in str(reply)
     assert isinstance(served(Dispatcher("sleep"), of(0.1))[0], RuntimeError)

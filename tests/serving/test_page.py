@@ -5,6 +5,8 @@ import shutil
 import pytest
 from service import Served
 
+from stlib.serving.rules import read_menu
+
 ray = pytest.importorskip("ray")
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -39,6 +41,17 @@ def test_a_prompt_becomes_four_panels(page):
     assert page.inner_text("#story") and "by parallel" in page.inner_text("#took")
     assert "drawing" in page.inner_text("#times") and "1 of 1" not in page.inner_text("#error")
     assert "replicas busy" in page.inner_text("#queue")
+
+
+def test_the_menu_is_listed_and_a_method_of_it_chosen(page, served):
+    page.wait_for_function("document.getElementById('method').options.length > 1")
+    assert page.locator("#method option").all_inner_texts()[1:] == list(read_menu())
+    page.fill("#prompt", "a fox")
+    page.select_option("#panels", "1")
+    page.select_option("#method", "sequential")
+    page.click("#tell")
+    page.wait_for_selector("#result:not([hidden])", timeout=60_000)
+    assert "by sequential" in page.inner_text("#took")
 
 
 def test_text_is_shown_as_text(page):

@@ -105,6 +105,7 @@ def started(**env) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_ray_starts_with_a_long_temporary_folder_and_no_home_and_a_replica_sees_no_gpu(short_folder):
     folder = short_folder / ("x" * 90)
     folder.mkdir()
@@ -112,6 +113,7 @@ def test_ray_starts_with_a_long_temporary_folder_and_no_home_and_a_replica_sees_
     assert "visible '' in /tmp/ray" in said
 
 
+@pytest.mark.slow
 def test_ray_joins_no_cluster_that_was_left_on_the_machine(short_folder):
     """`ray start` leaves its address in this file, for whoever starts Ray without one."""
     (short_folder / "ray").mkdir()

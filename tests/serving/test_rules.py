@@ -24,7 +24,7 @@ def test_the_told_wait_is_the_simulator_s_if_none_comes_after(k, n, seed, policy
 
     def job(i, **row):
         return SimpleNamespace(method=None, declared_s=dict(zip(METHODS, work[i], strict=True)), row=row,
-                               cancelled=False)
+                               ended=SimpleNamespace(cancelled=lambda: False))
 
     def method_of(one, outstanding):
         return METHODS[policy[min(outstanding, len(policy) - 1)]]
@@ -49,7 +49,7 @@ def test_a_method_stands_for_its_parameters():
     assert options_of("parallel") == {"method": "parallel"} and options_of(None) == {}
     assert options_of("a", None, METHODS) == {"method": "a"}
     for given_menu, known in ((menu, ()), (None, METHODS)):
-        with pytest.raises(ValueError, match="unknown method 'night': choose one of"):
+        with pytest.raises(ValueError, match="unknown method 'night': use one of"):
             options_of("night", given_menu, known)
 
 

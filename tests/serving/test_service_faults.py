@@ -77,6 +77,7 @@ def test_a_fault_of_the_model_fails_that_job_alone(served, kind, says):
     assert [answer.status_code for answer in both_at_once(served, DRAWN)] == [200, 200]
 
 
+@pytest.mark.slow
 def test_a_replica_killed_under_load(served):
     """Every request is answered once; the job in flight is done again, as its row says."""
     before = served.queue()
@@ -97,6 +98,7 @@ def test_a_replica_killed_under_load(served):
     assert back_s < 10 + 2 * served.start_s  # the process itself starts, and loads beside a busy replica
 
 
+@pytest.mark.slow
 def test_overload_is_refused_at_once_and_passes():
     """Poisson arrivals at three times what a replica does, until 100 are refused; then SIGTERM with jobs in flight."""
     with Command("--method", "parallel", "--max-waiting", "8") as command:
@@ -151,5 +153,5 @@ def ends_in_order(command: Command) -> None:
 def test_a_taken_port_ends_the_command_at_once():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = start(taken.getsockname()[1])
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "another --port" in output

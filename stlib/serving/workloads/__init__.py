@@ -3,6 +3,7 @@
 from stlib.serving.workloads.protocol import Cancelled, Progress, Workload
 from stlib.serving.workloads.sleep import SleepWorkload
 from stlib.serving.workloads.story import StoryWorkload
+from stlib.settings import known
 
 __all__ = ["WORKLOADS", "Cancelled", "Progress", "SleepWorkload", "StoryWorkload", "Workload", "make_workload"]
 
@@ -11,6 +12,4 @@ WORKLOADS = {workload.name: workload for workload in (StoryWorkload, SleepWorklo
 
 def make_workload(name: str, **options) -> Workload:
     """The workload of that name, not yet loaded. Raises ValueError for an unknown name."""
-    if name not in WORKLOADS:
-        raise ValueError(f"unknown workload {name!r}: use one of {', '.join(WORKLOADS)}")
-    return WORKLOADS[name](**options)
+    return WORKLOADS[known("workload", name, WORKLOADS)](**options)

@@ -1,7 +1,7 @@
 """The first workload: stories told by an LLM and illustrated by an LDM."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -33,16 +33,12 @@ class StoryWorkload:
         self.storyteller = Storyteller.from_pretrained(models, device, precision, llm_dtype)
 
     def load(self) -> None:
-        """Load the models and do one small job; its last calls of denoiser and LLM are kept, to be repeated."""
+        """Load the models and do one small job; its last denoising step is kept, to be repeated."""
         teller, job = self.storyteller, {"captions": "a fox", "steps": 2}
-        calls = {"step": _LastCall(getattr(teller.pipe, "unet", None) or teller.pipe.transformer)}
         if teller.has_llm:
             job |= {"prompt": "a fox", "llm_tokens": 4, "exact_tokens": True}
-            calls["token"] = _LastCall(teller.writer.model)
-        teller.tell(self.check(job))
-        for call in calls.values():
-            call.hook.remove()
-        self._calls = calls
+        denoiser = getattr(teller.pipe, "unet", None) or teller.pipe.transformer
+        self.step = LastCall(denoiser, lambda: teller.tell(self.check(job)))
 
     def validate(self, params: dict) -> None:
         """Raise ValueError for parameters that are no StoryJob or beyond these models."""
@@ -65,23 +61,12 @@ class StoryWorkload:
         result = self.storyteller.tell(self.check(params), on_progress)
         panels = [encoded(panel, "PNG", compress_level=1) for panel in result.panels]
         payload = {"story": result.story, "captions": result.captions, "panels": panels}
-        stages = {f"{stage}_s": sum(spent) if isinstance(spent, list) else spent
-                  for stage, spent in result.timings.items() if stage != "total"}
-        return payload, {"prompt_tokens": result.prompt_tokens, "tokens_run": result.tokens_run,
-                         "steps_run": result.steps_run, **stages}
+        stages = {f"{stage}_s": float(np.sum(spent)) for stage, spent in result.timings.items() if stage != "total"}
+        return payload, {name: getattr(result, name) for name in ("prompt_tokens", "tokens_run", "steps_run")} | stages
 
     def probe(self) -> float:
         """The faster of PROBE_STEPS guided denoising steps of one picture."""
-        return min(self._calls["step"].repeat() for _ in range(PROBE_STEPS))
-
-    def pieces(self, steps: int, tokens: int) -> dict[str, list[float]]:
-        """Seconds of each of `steps` denoising steps and, with an LLM, `tokens` tokens, run in alternation."""
-        wanted, spent = {"step": steps, "token": tokens}, {name: [] for name in self._calls}
-        for i in range(max(steps, tokens)):
-            for name, call in self._calls.items():
-                if i < wanted[name]:
-                    spent[name].append(call.repeat())
-        return spent
+        return min(self.step.repeat() for _ in range(PROBE_STEPS))
 
     @property
     def routes(self) -> dict:
@@ -133,22 +118,22 @@ class StoryWorkload:
         return weights_hash(self.storyteller.models)
 
 
-class _LastCall:
-    """Keeps the arguments of a module's calls until its `hook` is removed, to repeat the last one afterwards."""
+class LastCall:
+    """The last call of a module in some work, `work()`, with its arguments, to be repeated afterwards."""
 
-    def __init__(self, module):
-        self.module, self.hook = module, module.register_forward_pre_hook(self._keep, with_kwargs=True)
+    def __init__(self, module, work: Callable):
+        self.module = module
+        with module.register_forward_pre_hook(self._keep, with_kwargs=True):
+            work()
 
-    def _keep(self, module, args, kwargs):
+    def _keep(self, _, args, kwargs):
         self.args, self.kwargs = args, kwargs
 
     def repeat(self) -> float:
-        """Its seconds. An LLM's cache grew by the tokens of the call, so they are taken off first."""
+        """Its seconds. What its arguments hold, as an LLM's cache, is as the call before left it."""
         import torch
 
         began = time.monotonic()
-        if "past_key_values" in self.kwargs:
-            self.kwargs["past_key_values"].crop(-self.args[0].shape[1])
         with torch.inference_mode():
             self.module(*self.args, **self.kwargs)
         if torch.cuda.is_available():

@@ -20,8 +20,7 @@ NOT_DONE = {  # fields of Images servers that would change the pictures: the val
     **dict.fromkeys(("style", "image", "images", "image_url", "mask", "input_fidelity", "strength", "width", "height",
                      "resolution", "aspect_ratio", "true_cfg_scale", "cfg_scale", "guidance_rescale", "steps",
                      "clip_skip", "eta", "sampler", "sampler_name", "scheduler", "sigmas", "timesteps", "lora",
-                     "controlnet", "prompt_2", "negative_prompt_2", "diffusers_kwargs", "extra_args"), ()),
-}
+                     "controlnet", "prompt_2", "negative_prompt_2", "diffusers_kwargs", "extra_args"), ())}
 
 
 def _side(size):
@@ -109,6 +108,5 @@ class ImagesRequest(_Asked):
 
 def encoded(picture: Image.Image, form: str, **options) -> bytes:
     """The picture as a file of that format."""
-    file = io.BytesIO()
-    picture.save(file, form, **options)
+    picture.save(file := io.BytesIO(), form, **options)
     return file.getvalue()
