@@ -90,7 +90,7 @@ $(OUT)/report.pdf: report/main.tex report/build.py $(EXECUTED)
 	$(if $(filter full,$(PROFILE)),cp $(README_PICTURES:%=$(OUT)/figures/%.png) figures/reference/)
 
 test: $(MODELS) ## the fast tests (pytest without the marker slow), in two processes
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 validate: $(MODELS) ## the slow checks; their summaries go to data/reference/validate
 	$(PYTHON) -m pytest -m slow --durations=10

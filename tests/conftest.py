@@ -11,6 +11,14 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no defe
 settings.load_profile("untimed")
 
 
+LONG_FIRST = ("test_new_workload", "test_cli", "serving", "prediction", "experiment", "generation")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long go first, so that two processes end together."""
+    items.sort(key=lambda item: [name in str(item.path) for name in LONG_FIRST], reverse=True)
+
+
 SLOTS = 10  # more than cores: most of what is tested waits
 
 

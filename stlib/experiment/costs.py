@@ -215,7 +215,7 @@ class Costs:
             tuples = {name: tuple(given[name]) for name in ("methods", "terms")}
             return cls(**given | {"level": Level(*given["level"])} | arrays | tuples)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no costs of this version ({error}): notebooks 05, 08 write one") from error
+            raise ValueError(f"{path} holds no costs of this version ({error}): run notebooks 05 and 08") from error
 
     def _columns(self, job, method, counts: Mapping) -> list:
         """Of each term; job: a table, or a mapping of numbers or arrays."""
