@@ -254,6 +254,7 @@ def test_rows_are_run_on_a_replica(cluster, tmp_path):
     assert (rows["probe_s"] > 0).all()
 
 
+@pytest.mark.slow
 def test_replicas_are_started_anew_and_a_resumed_measurement_has_its_own(cluster, tmp_path):
     """The runs of a process are those of one operating-system process, also where a measurement was broken off."""
     plan = pd.DataFrame({"seconds": 0.001, "threads": 1, "replicate": range(8)})
