@@ -26,7 +26,7 @@ FORGOTTEN = 0.1  # of the panels are told no previous one
 
 def base() -> UNet2DConditionModel:
     """The illustrator's UNet, fp32."""
-    return UNet2DConditionModel.from_pretrained(MODEL_DIR / "unet", torch_dtype=torch.float32)
+    return UNet2DConditionModel.from_pretrained(MODEL_DIR / "unet").float()
 
 
 class Joint(nn.Module):
