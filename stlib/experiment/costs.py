@@ -23,6 +23,7 @@ from stlib import paths
 from stlib.experiment.counts import VALUES, fit_laws, law, nearest_mean
 from stlib.experiment.least_squares import between_sd, hc3, independent, solve
 from stlib.experiment.machine import Level, draw_level, fit_level, lag_correlation, smoothed
+from stlib.experiment.terms import check_rows, mapping, term_columns
 from stlib.serving.workloads import WORKLOADS
 from stlib.settings import known
 
@@ -85,7 +86,7 @@ class Costs:
         Raises ValueError for fewer rows than parameters, NaN, mixed threads, or random counts among the rows.
         """
         kind = WORKLOADS[workload]
-        _check_rows(rows, kind)
+        check_rows(rows, kind)
         methods = tuple(sorted(rows["method"].unique()))
         columns = independent(term_columns(kind, rows, rows["method"], methods, kind.known(rows)))
         x = np.column_stack(list(columns.values()))
@@ -172,7 +173,7 @@ class Costs:
         self._check(jobs, method)
         apart = {count: values[:, np.random.default_rng(i).permutation(values.shape[1])]  # independent of the others
                  for i, (count, values) in enumerate(self._laws(jobs).items())}
-        columns = self._columns({name: values[:, None] for name, values in _mapping(jobs).items()}, method, apart)
+        columns = self._columns({name: values[:, None] for name, values in mapping(jobs).items()}, method, apart)
         work, x = sum(map(np.multiply, self.beta, columns)), np.array([np.mean(column) for column in columns])
         first, second, third = (np.mean(work**p) * _moment(self.residual, p) for p in (1, 2, 3))
         return MixMoments(first, float(np.sqrt(x @ self.covariance @ x)), second / first**2 - 1, third)
@@ -252,36 +253,6 @@ class Costs:
             outside = values[~((values >= low) & (values <= high))]
             if len(outside):
                 raise ValueError(f"{name} = {outside[0]:g}: fitted were {low:g} to {high:g}; measure and fit such jobs")
-
-
-def term_columns(kind, job, method, methods, counts: Mapping) -> dict:
-    """A workload's terms by name: the shared ones, then the others once for each of the methods, 0 but under it.
-
-    kind: of WORKLOADS. job: a table, or a mapping of numbers or arrays. method: one name or one a job. counts: what
-    only the run tells.
-    """
-    terms = kind.terms(_mapping(job) | counts)
-    of_method = {one: np.asarray(method) == one for one in methods}
-    return {name: values for name, values in terms.items() if name in kind.shared} | {
-        f"{name}[{one}]": terms[name] * of_method[one] for one in methods for name in terms if name not in kind.shared}
-
-
-def _mapping(job) -> dict:
-    return {name: job[name].to_numpy() for name in job} if isinstance(job, pd.DataFrame) else dict(job)
-
-
-def _check_rows(rows: pd.DataFrame, kind) -> None:
-    ranged = kind.ranged(rows)
-    numbers = np.column_stack([rows[["run_s", "probe_s", "at_s"]].to_numpy(float), *ranged.values()])
-    if not np.isfinite(numbers).all() or (rows[["run_s", "probe_s"]].to_numpy() <= 0).any():
-        raise ValueError("the rows hold NaN, infinite or non-positive numbers: leave out runs that failed, "
-                         f"and give {' and '.join(ranged)} as numbers")
-    if "threads" in rows and rows["threads"].nunique() > 1:
-        raise ValueError(f"threads = {sorted(rows['threads'].unique())}: fit one model a number of threads")
-    for count, values in kind.known(rows).items():
-        if np.isnan(values).any():
-            raise ValueError(f"{count} of {int(np.isnan(values).sum())} rows only the run told (natural jobs): fit on "
-                             "jobs whose counts are known beforehand, and give the others as `counts`")
 
 
 def _moment(quantiles, p: int) -> float:

@@ -13,8 +13,9 @@ TOLD = ("generation/storyteller.py", "generation/job.py", "generation/story.py",
         "generation/illustrator.py", "generation/methods/{method}.py")
 IN_REPLICA = (*TOLD, "serving/workloads/story.py", "serving/replica.py", "experiment/measure.py")
 SERVED = ("serving/*.py", "serving/workloads/*.py", "experiment/jobs.py", "experiment/costs.py", "experiment/counts.py",
-          "experiment/machine.py", "experiment/measure.py", "queueing/arrivals.py", "queueing/job_table.py",
-          "queueing/times.py", "prediction/calibration.py", "prediction/predict.py", "prediction/cell.py")
+          "experiment/machine.py", "experiment/measure.py", "experiment/terms.py", "queueing/arrivals.py",
+          "queueing/job_table.py", "queueing/times.py", "prediction/calibration.py", "prediction/predict.py",
+          "prediction/cell.py")
 
 
 def in_replica(workload: str) -> tuple[str, ...]:
