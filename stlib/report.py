@@ -21,7 +21,7 @@ WIDTH = 6.0  # inches, the report's text width
 ORIGINS = ("here", "reference")  # measured in this run, or read from the committed reference run
 WITH_BARS = {"errorbar": ("ci", 95), "err_style": "bars", "marker": "o"}  # seaborn: means over runs, with intervals
 DOTS = WITH_BARS | {"linestyle": "", "color": "k"}
-METHODS = ("sequential", "parallel", "joint", "autoregressive")  # these have the palette's first colours
+METHODS = ("sequential", "parallel", "joint", "autoregressive", "consistent")  # these have the palette's first colours
 NO_VALUE = re.compile(r"[-+\s]*(nan|inf|none|nat|<na>|\[.*)?[%\s]*", re.IGNORECASE | re.DOTALL)  # of a macro
 
 _notebook = ""  # the number of the one that runs in this process

@@ -22,21 +22,27 @@ class Stage(StrEnum):
     export = "export"
     sheets = "sheets"
     stories = "stories"
+    judge = "judge"
     joint = "joint"
     consistent = "consistent"
     autoregressive = "autoregressive"
     all = "all"
 
 
-def prepare() -> None:
+def fetch_artwork() -> None:
     from training import npm
-    from training.prepare import prepare as compose
 
     try:
         import resvg_py  # noqa: F401
     except ImportError as error:
         raise ImportError("resvg-py is missing: the emoji are drawn with it; run `pip install -e .[train]`") from error
     npm.fetch()
+
+
+def prepare() -> None:
+    from training.prepare import prepare as compose
+
+    fetch_artwork()
     compose()
 
 
@@ -78,9 +84,18 @@ def lone(minutes: float, workers: int) -> None:
 
 
 def stories() -> None:
-    from training.stories import prepare
+    from training.stories import prepare as compose
+    from training.stories import tabulate
 
-    prepare()
+    fetch_artwork()
+    compose()
+    tabulate()
+
+
+def judge() -> None:
+    from training.judge import train
+
+    train()
 
 
 def story_unet(kind: str, minutes: float, workers: int, start: Path | None) -> None:
@@ -127,6 +142,7 @@ def main(
         Stage.export: export,
         Stage.sheets: sheets,
         Stage.stories: stories,
+        Stage.judge: judge,
         Stage.joint: lambda: story_unet("joint", joint_minutes, workers, start),
         Stage.consistent: lambda: story_unet("consistent", consistent_minutes, workers, start),
         Stage.autoregressive: lambda: story_unet("autoregressive", autoregressive_minutes, workers, start),

@@ -1,5 +1,6 @@
 """Stories: four panels that share hero, drawing style, look and mostly the place; drawn and encoded once."""
 
+import csv
 import json
 
 import numpy as np
@@ -8,10 +9,11 @@ from diffusers import AutoencoderKL
 
 from training import scenes, text
 from training.captions import Sentences, grammar_caption, names
-from training.concepts import CONCEPTS, HEROES, LOOKS, MODEL_DIR, OBJECTS, PLAIN, STYLES, WORK
+from training.concepts import CONCEPTS, HEROES, LOOKS, MODEL_DIR, OBJECTS, PLAIN, ROOT, STYLES, WORK
 from training.encode import SENTENCES, judged, latents
 
 PANELS = 4
+HELD_OUT_STORIES = ROOT / "data" / "stories_held_out.csv"  # for judging
 SETS = {"train": (14_000, False), "validation": (256, False), "held_out": (256, True)}  # stories, of untrained pairs
 SEED = 90
 WORDINGS = 2  # of the captions, for training
@@ -88,6 +90,22 @@ def prepare() -> None:
             np.save(WORK / f"story_{kind}_{name}.npy", array)
         (WORK / f"story_captions_{name}.json").write_text(json.dumps(list(texts), indent=0))
         np.save(WORK / f"story_index_{name}.npy", np.array(index))  # last: its presence means the set is whole
+
+
+def tabulate() -> None:
+    """Writes data/stories_held_out.csv: each panel's caption, and the hero, object and place that it names."""
+    seed, (n, held_out) = SEED + list(SETS).index("held_out"), SETS["held_out"]
+    rng = np.random.default_rng(seed)
+    told = [story(rng, held_out) for _ in range(n)]  # as in `prepare`, which keeps no word of the places named
+    texts = json.loads((WORK / "story_captions_held_out.json").read_text())
+    index = np.load(WORK / "story_index_held_out.npy")[0]
+    with HELD_OUT_STORIES.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["story", "panel", "caption", "hero", "object", "place"])
+        for number, (rows, named) in enumerate(told):
+            for panel, (row, tells) in enumerate(zip(rows, named, strict=True)):
+                hero, right, place = names(row)
+                out.writerow([number, panel, texts[index[number, panel]], hero or "", right or "", place * bool(tells)])
 
 
 class Stories:

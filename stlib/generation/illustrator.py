@@ -6,12 +6,14 @@ the denoiser ends text encoding, `callback_on_step_end` ends each step, and what
 decoding.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 
@@ -27,11 +29,16 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Method:
-    """How panels are drawn: by `draw`, with the `weights` of that folder of models/, `panels` at once (None: any)."""
+    """How panels are drawn: by `draw`, `most_panels` of them (None: any number).
+
+    weights: the folder of models/ whose UNet the embedded pipeline draws with. lacks: what another pipeline, by its
+    `loading.parts`, lacks to be drawn with; empty for nothing.
+    """
 
     draw: Callable[..., Drawing]
     weights: str = "illustrator"
-    panels: int | None = None
+    most_panels: int | None = None
+    lacks: Callable[[dict], str] = lambda parts: ""
 
 
 def panel_generators(seed: int, n_panels: int) -> list[torch.Generator]:
@@ -40,11 +47,40 @@ def panel_generators(seed: int, n_panels: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(state)) for state in states]
 
 
+def starting_noise(pipe, generators, options: dict, common: torch.Generator | None = None, share: float = 0.0):
+    """The latents [n, c, h, w] that a pipeline with a UNet begins with: what it would draw of the same generators.
+
+    share: of the noise's variance is `common`'s, the same for all panels; the rest is each panel's own.
+    """
+    latents = pipe.vae.config.latent_channels
+    sides = [(options.get(side) or pipe.unet.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
+             for side in ("height", "width")]
+    drawn = {"device": pipe.device, "dtype": pipe.unet.dtype}
+    own = randn_tensor((len(generators), latents, *sides), generator=generators, **drawn)
+    if not share:
+        return own
+    return math.sqrt(share) * randn_tensor((1, latents, *sides), generator=common, **drawn) + math.sqrt(1 - share) * own
+
+
+def decoded(pipe, latents: torch.Tensor) -> list[Image.Image]:
+    """Latents [n, c, h, w] as pictures, by the pipeline's VAE."""
+    with torch.no_grad():
+        return pipe.image_processor.postprocess(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
+
+
 def draw_batch(pipe, captions, generators, options, on_step) -> Drawing:
     """One call of the pipeline on a batch of captions, timed by stage.
 
     options: keyword arguments of the pipeline (num_inference_steps, and height, width, guidance_scale if wanted).
-    on_step(n) is called after each denoising step of n panels. Raises RuntimeError if the model's values become NaN.
+    """
+    return timed(pipe, len(captions), on_step, lambda **callback: pipe(
+        prompt=captions, generator=generators, **callback, **options).images)
+
+
+def timed(pipe, n_panels: int, on_step, draw: Callable[..., list]) -> Drawing:
+    """The panels that `draw(callback_on_step_end=...)` draws by one call of the pipeline, timed by stage.
+
+    on_step(n_panels) is called after each denoising step. Raises RuntimeError if the model's values become NaN.
     """
     marks = []
 
@@ -55,7 +91,7 @@ def draw_batch(pipe, captions, generators, options, on_step) -> Drawing:
 
     def step_ended(_pipe, _step, _timestep, tensors):
         mark()
-        on_step(len(captions))
+        on_step(n_panels)
         return tensors
 
     def denoiser_begins(*_):
@@ -67,7 +103,7 @@ def draw_batch(pipe, captions, generators, options, on_step) -> Drawing:
     try:
         mark()
         with np.errstate(invalid="raise"):  # as a byte, NaN would pass for a colour
-            panels = pipe(prompt=captions, generator=generators, callback_on_step_end=step_ended, **options).images
+            panels = draw(callback_on_step_end=step_ended)
         mark()
     except FloatingPointError as error:
         raise RuntimeError("the diffusion model drew no picture: its values are not a number (NaN)") from error
@@ -75,3 +111,9 @@ def draw_batch(pipe, captions, generators, options, on_step) -> Drawing:
         hook.remove()
     seconds = np.diff(marks).tolist()
     return Drawing(panels, seconds[0], seconds[1:-1], seconds[-1])
+
+
+def one_after_another(drawings: list[Drawing]) -> Drawing:
+    """Drawings that were made one after another as one: all panels, the text and VAE times summed, every step."""
+    return Drawing([panel for d in drawings for panel in d.panels], sum(d.text_encoding_s for d in drawings),
+                   [s for d in drawings for s in d.denoising_s], sum(d.vae_decode_s for d in drawings))

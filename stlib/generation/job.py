@@ -45,6 +45,7 @@ Text = Annotated[str, BeforeValidator(_readable),
 FullText = Annotated[Text, AfterValidator(_says_something), Field(min_length=1)]
 Panels, Steps, Seed = whole(1, MAX_PANELS), whole(1, 200), whole(0, 2**32 - 1)
 Guidance = Annotated[float | None, Field(ge=0, le=50, description="0 to 50; left out: the model's own")]
+Strength = Annotated[float | None, Field(gt=0, le=1, description="above 0, at most 1; of autoregressive only")]
 Size = Annotated[Annotated[int, Field(ge=64, le=2048, multiple_of=8)] | Literal["auto"] | None,
                  Field(description="a multiple of 8 from 64 to 2048, or 'auto'")]
 
@@ -64,6 +65,8 @@ class StoryJob(Fields):
     image_size: pixels a side; left out or "auto": what the model was trained at.
     guidance_scale: classifier-free guidance; left out: the model's own; 1 or less: none.
     precision: of the LDM; left out: what the storyteller was made with. Another one is loaded at its first job.
+    strength: of autoregressive on a pipeline without a UNet told the last panel: how much noise is put on that panel
+        before it is drawn over, above 0, at most 1 (nothing of it is left); left out: 0.8.
     early_exit: not there yet; must be False.
     seed: fixes the story and the pictures, 0 to 2**32 - 1.
 
@@ -81,6 +84,7 @@ class StoryJob(Fields):
     image_size: Size = "auto"
     guidance_scale: Guidance = None
     precision: one_of("precision", PRECISIONS) = None
+    strength: Strength = None
     early_exit: Annotated[Literal[False] | None, Field(description="False: it is not there yet")] = False
     seed: Seed = 0
 
@@ -97,6 +101,9 @@ class StoryJob(Fields):
         if self.prompt and self.llm_tokens < each * self.n_panels:
             raise FieldError(f"llm_tokens = {self.llm_tokens} for {self.n_panels} panels: a sentence needs at least "
                              f"{each} of them, so give {each * self.n_panels} or more", "llm_tokens")
+        if self.strength is not None and self.method != "autoregressive":
+            raise FieldError(f"strength = {self.strength} with {self.method}: it is of autoregressive, leave it out",
+                             "strength")
         if self.exact_tokens and not (self.prompt and self.captions):
             raise FieldError("exact_tokens cuts sentences off: give a prompt, and captions to be drawn", "exact_tokens")
         return self

@@ -1,12 +1,12 @@
 """One loading path for embedded, local and hub models. Safetensors only; no code from a model's repository is run."""
 
+import copy
 import logging
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -45,14 +45,42 @@ def load_tokenizer(name: str = "embedded"):
                 for kind in (transformers.AutoTokenizer, transformers.AutoConfig)]
 
 
-def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32", weights: str = "illustrator"):
-    """A text-to-image pipeline of diffusers: 'embedded' (with the `weights` of that folder of models/), a folder, or a
-    hub name. Raises ModelError with the remedy.
-    """
-    with _loading(name, partial(embedded_ldm, weights)) as source:
+def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32"):
+    """A text-to-image pipeline of diffusers: 'embedded', a folder, or a hub name. Raises ModelError with the remedy."""
+    with _loading(name, embedded_ldm) as source:
         pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **_weights(source, precision))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def with_unet(pipe, weights: str):
+    """The same pipeline, all else shared, with the UNet of that folder of models/.
+
+    Raises ModelError if it is not there.
+    """
+    source = paths.MODELS / weights / "unet"
+    if not any(source.glob("*.safetensors")):
+        raise ModelError(f"the weights of {weights} are not in {source}: check the clone out again (git status)")
+    other = copy.copy(pipe)
+    other.unet = diffusers.UNet2DConditionModel.from_pretrained(source, dtype=pipe.unet.dtype, use_safetensors=True)
+    other.unet.to(pipe.device)
+    return other
+
+
+def parts(name: str) -> dict:
+    """What a pipeline is made of, by its own configuration. Raises ModelError for a model that is not there."""
+    with _loading(name, embedded_ldm) as source:
+        return diffusers.DiffusionPipeline.load_config(source, local_files_only=Path(source).is_dir())
+
+
+def image_to_image(pipeline: str) -> bool:
+    """Whether diffusers has image to image beside this class of pipelines for text to image."""
+    with _loading("embedded", embedded_ldm):
+        from diffusers.pipelines import auto_pipeline  # imports every pipeline, with warnings
+
+    families = [family for family, kind in auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items()
+                if kind.__name__ == pipeline]
+    return any(family in auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING for family in families)
 
 
 def size_multiple(name: str) -> int:

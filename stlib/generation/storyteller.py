@@ -71,16 +71,21 @@ class Storyteller:
         return self.pipe_of(Method.weights, self.precision)
 
     def pipe_of(self, weights: str, precision: str):
-        """The pipeline with these weights in this precision, loaded at first use."""
+        """The pipeline with these weights, of the embedded ones, in this precision, loaded at first use."""
+        weights = weights if self.models["ldm"] == "embedded" else Method.weights
         if (weights, precision) not in self._pipes:
-            self._pipes[weights, precision] = loading.load_ldm(self.models["ldm"], self.device, precision, weights)
+            self._pipes[weights, precision] = (
+                loading.load_ldm(self.models["ldm"], self.device, precision) if weights == Method.weights
+                else loading.with_unet(self.pipe_of(Method.weights, precision), weights))
         return self._pipes[weights, precision]
 
-    @property
-    def methods(self) -> dict[str, Method]:
-        """The methods that these models allow: those with weights of their own are of the embedded pipeline."""
-        return {name: method for name, method in METHODS.items()
-                if self.models["ldm"] == "embedded" or method.weights == Method.weights}
+    def lacks(self, method: str) -> str:
+        """What these models lack to draw by a method; empty for nothing. Loads no weights."""
+        return "" if self.models["ldm"] == "embedded" else METHODS[method].lacks(self._parts)
+
+    @cached_property
+    def _parts(self) -> dict:
+        return loading.parts(self.models["ldm"])
 
     def prompt_tokens(self, prompt: str) -> int:
         """How many of the LLM's tokens a prompt is; loads the tokenizer alone."""
@@ -135,9 +140,14 @@ class Storyteller:
 
     def check(self, job: StoryJob) -> None:
         """Raise FieldError, a ValueError, for what these models cannot do; loads no weights."""
-        panels = METHODS[known("method", job.method, self.methods)].panels
-        if panels not in (None, job.n_panels):
-            raise FieldError(f"n_panels = {job.n_panels}: {job.method} draws {panels} at once", "n_panels")
+        if lacking := self.lacks(job.method):
+            raise FieldError(f"method = {job.method!r}: {lacking}", "method")
+        most = METHODS[job.method].most_panels
+        if most and job.n_panels > most:
+            raise FieldError(f"n_panels = {job.n_panels}: {job.method} was trained for at most {most}", "n_panels")
+        if job.strength is not None and self.models["ldm"] == "embedded":
+            raise FieldError(f"strength = {job.strength}: the embedded models tell a panel the latents of the last one "
+                             "and start from none: leave it out", "strength")
         size = job.image_size
         if size != "auto" and size not in self._sizes:
             nearest = sorted(sorted(self._sizes, key=lambda one: abs(one - size))[:4])
@@ -165,8 +175,8 @@ class Storyteller:
         """The pipeline's keyword arguments for this job."""
         own = {"height": 128, "width": 128, "guidance_scale": EMBEDDED_GUIDANCE}
         size = {} if job.image_size == "auto" else {"height": job.image_size, "width": job.image_size}
-        guidance = {} if job.guidance_scale is None else {"guidance_scale": job.guidance_scale}
-        return {"num_inference_steps": job.steps} | (own if self.models["ldm"] == "embedded" else {}) | size | guidance
+        given = {name: getattr(job, name) for name in ("guidance_scale", "strength") if getattr(job, name) is not None}
+        return {"num_inference_steps": job.steps} | (own if self.models["ldm"] == "embedded" else {}) | size | given
 
     def _warn_of_language(self, job: StoryJob) -> None:
         text = " ".join((job.prompt, *(job.captions or ())))

@@ -157,7 +157,8 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     name = plan["arrivals"]["name"]
     key = key_of(campaign.model_dump(exclude={"cells", "arrivals", "menu"}), cell.model_dump(exclude_none=True), number,
                  plan, Path(name).read_text("utf-8") if name.endswith(".csv") else None, chosen, mix, costs, spec,
-                 spec.make().weights_hash(), code_hash(*SERVED, *in_replica(mix.workload), method=chosen.get("method")))
+                 spec.make().weights_hash(chosen),
+                 code_hash(*SERVED, *in_replica(mix.workload), method=chosen.get("method")))
     runs = finished(results, number)
     kept = [folder for folder in runs if read_cell(folder)[0]["key"] == key]
     print(f"cell {number}: {f'{len(kept)} runs kept' if kept else 'to be served'}")

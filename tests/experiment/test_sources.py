@@ -30,8 +30,8 @@ def of(method):
 @pytest.mark.parametrize("name, old, new", [
     ("generation/methods/sequential.py", "independent of each other.", "each for itself."),
     ("generation/illustrator.py", "def draw_batch(", "# why\ndef draw_batch("),
-    ("generation/methods/sequential.py", "sum(d.vae_decode_s for", "sum(\n            d.vae_decode_s for"),
-    ("generation/methods/__init__.py", "METHODS = {", 'METHODS = {"joint": joint.METHOD, '),
+    ("generation/methods/sequential.py", "one_after_another([", "one_after_another(\n        ["),
+    ("generation/methods/__init__.py", "METHODS = {", 'METHODS = {"other": parallel.METHOD, '),
     ("generation/methods/parallel.py", "def parallel(pipe,", "def parallel(pipe, *, _=0,"),
     ("serving/workloads/__init__.py", "(StoryWorkload, SleepWorkload)", "(StoryWorkload,)"),
     ("serving/dispatcher.py", "class Dispatcher:", "class Dispatcher(object):"),

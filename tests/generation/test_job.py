@@ -28,7 +28,7 @@ TIMES = {"llm_prefill": 0.1, "llm_decode": 1.0, "text_encoding": 0.1, "denoising
         ({"prompt": "a fox", "exact_tokens": True}, "captions"),
         ({"prompt": "a fox", "captions": ["a fox"] * 4, "exact_tokens": True, "llm_tokens": 3}, "give 4 or more"),
         ({"prompt": "a fox", "method": "psychic"}, "unknown method 'psychic': use one of sequential, parallel"),
-        ({"prompt": "a fox", "method": "autoregressive"}, "unknown method 'autoregressive': use one of sequential"),
+        ({"prompt": "a fox", "method": "diagonal"}, "unknown method 'diagonal': use one of sequential"),
         ({"prompt": "a fox", "steps": 0}, "steps = 0"),
         ({"prompt": "a fox", "steps": 10**6}, "from 1 to 200"),
         ({"prompt": "a fox", "image_size": 100_000}, "image_size = 100000"),

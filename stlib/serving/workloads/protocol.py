@@ -73,5 +73,5 @@ class Workload(Protocol):
     def probe(self) -> float:
         """Seconds that a small fixed piece of the workload's own computation takes now: the machine's speed."""
 
-    def weights_hash(self) -> str:
-        """Of the weights that `load` loads, for the keys of what was measured with them."""
+    def weights_hash(self, options: Mapping = ...) -> str:
+        """Of the weights that a job with these options of the menu uses, for the keys of what was measured."""

@@ -40,6 +40,6 @@ class SleepWorkload:
         time.sleep(0.001)
         return time.monotonic() - began
 
-    def weights_hash(self) -> str:
+    def weights_hash(self, options=None) -> str:
         """Of no weights."""
         return "none"

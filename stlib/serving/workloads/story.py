@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -111,11 +112,11 @@ class StoryWorkload:
         """The job's fields as `terms` takes them: what was left out or "auto" as these models will do it."""
         return self.storyteller.resolve(self.check(params))
 
-    def weights_hash(self) -> str:
-        """As of `stlib.generation.weights_hash`; every method draws with the same weights."""
-        from stlib.generation import weights_hash
+    def weights_hash(self, options: Mapping = MappingProxyType({})) -> str:
+        """As of `stlib.generation.weights_hash`: of what a job with these options, its method one, draws with."""
+        from stlib.generation import METHODS, weights_hash
 
-        return weights_hash(self.storyteller.models)
+        return weights_hash(self.storyteller.models, METHODS[options.get("method", "sequential")].weights)
 
 
 class LastCall:
