@@ -80,19 +80,25 @@ def draw_batch(pipe, captions, generators, options, on_step) -> Drawing:
 def timed(pipe, n_panels: int, on_step, draw: Callable[..., list]) -> Drawing:
     """The panels that `draw(callback_on_step_end=...)` draws by one call of the pipeline, timed by stage.
 
-    on_step(n_panels) is called after each denoising step. Raises RuntimeError if the model's values become NaN.
+    on_step(n_panels) is called after each denoising step. A scheduler with a `watch` ends the loop when its rule is
+    met. Raises RuntimeError if the model's values become NaN.
     """
-    marks = []
+    marks, watch = [], getattr(pipe.scheduler, "watch", None)
+    if watch:
+        watch.begin()
 
     def mark(*_):
         if pipe.device.type == "cuda":
             torch.cuda.synchronize(pipe.device)
         marks.append(time.monotonic())
 
-    def step_ended(_pipe, _step, _timestep, tensors):
+    def step_ended(running, _step, _timestep, tensors):
+        ends = watch and watch.met()
+        if ends:
+            running._interrupt = True
         mark()
         on_step(n_panels)
-        return tensors
+        return tensors | {"latents": watch.x0} if ends else tensors
 
     def denoiser_begins(*_):
         if len(marks) == 1:

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stlib import paths
+from stlib.generation.early_exit import EarlyExit
 from stlib.generation.loading import PRECISIONS
 from stlib.generation.methods import METHODS
 from stlib.settings import FieldError, Fields, many, one_of, whole
@@ -67,7 +68,8 @@ class StoryJob(Fields):
     precision: of the LDM; left out: what the storyteller was made with. Another one is loaded at its first job.
     strength: of autoregressive on a pipeline without a UNet told the last panel: how much noise is put on that panel
         before it is drawn over, above 0, at most 1 (nothing of it is left); left out: 0.8.
-    early_exit: not there yet; must be False.
+    early_exit: an `EarlyExit` or its fields, such as {"step": 12}: denoising ends when its rule is met; left out or
+        False: after all steps.
     seed: fixes the story and the pictures, 0 to 2**32 - 1.
 
     Raises FieldError, a ValueError with the value, what is allowed and the remedy.
@@ -85,7 +87,7 @@ class StoryJob(Fields):
     guidance_scale: Guidance = None
     precision: one_of("precision", PRECISIONS) = None
     strength: Strength = None
-    early_exit: Annotated[Literal[False] | None, Field(description="False: it is not there yet")] = False
+    early_exit: Annotated[EarlyExit | None, BeforeValidator(lambda given: None if given is False else given)] = None
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from stlib.generation import loading
+from stlib.generation.early_exit import fresh
 from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
 from stlib.generation.methods import METHODS
@@ -129,7 +130,7 @@ class Storyteller:
             steps_done += panels
             report("pictures", steps_done, job.steps * job.n_panels)
 
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # a fresh one: they carry state
+        pipe.scheduler = fresh(pipe.scheduler, job.early_exit)
         drawing = METHODS[job.method].draw(pipe, captions, self._options(job), job.seed, on_step)
         timings = {"llm_prefill": story.prefill_s, "llm_decode": story.decode_s,
                    "text_encoding": drawing.text_encoding_s, "denoising": drawing.denoising_s,

@@ -6,6 +6,7 @@ import diffusers
 import torch
 
 from stlib.generation import loading
+from stlib.generation.early_exit import fresh
 from stlib.generation.illustrator import (
     Drawing,
     Method,
@@ -56,12 +57,13 @@ def from_picture(pipe, captions, options, seed, on_step, strength: float = STREN
     generators, options = panel_generators(seed, len(captions)), dict(options)
     strength, steps = options.pop("strength", strength), options["num_inference_steps"]
     drawings = [draw_batch(pipe, [captions[0]], [generators[0]], options, on_step)]
+    rule = pipe.scheduler.watch.rule if hasattr(pipe.scheduler, "watch") else None
     redraw = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
     redraw.set_progress_bar_config(disable=True)
     own = {name: value for name, value in options.items() if name not in ("height", "width")}
     own |= {"strength": strength, "num_inference_steps": planned(steps, strength)}
     for caption, generator in zip(captions[1:], generators[1:], strict=True):
-        redraw.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        redraw.scheduler = fresh(pipe.scheduler, rule)
         drawings.append(draw_batch(redraw, [caption], [generator], own | {"image": drawings[-1].panels}, on_step))
     return one_after_another(drawings)
 
