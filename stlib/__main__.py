@@ -24,7 +24,8 @@ Routing = Annotated[str, typer.Option(help="which replica a job goes to: central
 LLM = Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder; 'none': captions alone")]
 LDM = Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: 'embedded', a hub name or a folder")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; in a replica cuda needs --gpus")]
-Precision = Annotated[str, typer.Option(help="of the pipeline's weights and arithmetic: fp32, fp16, bf16")]
+Precision = Annotated[str, typer.Option(help="of weights and arithmetic: fp32, fp16, bf16, "
+                                             "int8, nf4, dynamic-int8, torchao-int8, sdnq-int8")]
 Threads = Annotated[int, typer.Option(min=1, help="torch threads of a replica")]
 GPUs = Annotated[float, typer.Option(min=0, help="GPUs of a replica; 0.5 is one that another takes too")]
 COSTS, MENU = paths.REFERENCE / "costs.json", paths.DATA / "menu.yml"

@@ -12,7 +12,7 @@ import pytest
 
 from stlib import paths
 from stlib.__main__ import main
-from stlib.generation.loading import PRECISIONS
+from stlib.generation.quantization import PRECISIONS
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving import replica
 from stlib.serving.workloads import make_workload

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stlib import paths
 from stlib.generation.early_exit import EarlyExit
-from stlib.generation.loading import PRECISIONS
 from stlib.generation.methods import METHODS
+from stlib.generation.quantization import PRECISIONS
 from stlib.settings import FieldError, Fields, many, one_of, whole
 
 MAX_CHARS, MAX_PANELS = 1000, 16

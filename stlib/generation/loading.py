@@ -19,23 +19,31 @@ from safetensors import SafetensorError
 
 from stlib import paths
 from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
+from stlib.generation.quantization import PRECISIONS
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+))?\.safetensors")
 
 log = logging.getLogger(__name__)
 
 
-def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "fp32"):
-    """Model and tokenizer of a causal LM: 'embedded', a folder, or a hub name. dtype: a name in PRECISIONS.
+def load_llm(name: str = "embedded", device: str = "cpu", dtype: str = "fp32", precision: str = "fp32"):
+    """Model and tokenizer of a causal LM: 'embedded', a folder, or a hub name.
 
+    dtype: what it computes in, a plain name in PRECISIONS. precision: of its weights, if one that quantizes.
     Raises ModelError with the remedy.
     """
     tokenizer, _ = load_tokenizer(name)
+    scheme, plain = PRECISIONS[precision], {"trust_remote_code": False}
     with _loading(name, embedded_llm) as source:
-        options = _weights(source, dtype)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
-    return model.to(device), tokenizer
+        options = _weights(source, "fp32" if scheme.only_fp32 else dtype)
+        if scheme.llm:
+            plain |= {"quantization_config": scheme.llm(options["dtype"]), "device_map": device}
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, **plain, **options)
+    if not scheme.llm:
+        model.to(device)
+        if scheme.quantize:
+            scheme.quantize(model)
+    return model, tokenizer
 
 
 def load_tokenizer(name: str = "embedded"):
@@ -50,11 +58,20 @@ def load_ldm(name: str = "embedded", device: str = "cpu", precision: str = "fp32
     with _loading(name, embedded_ldm) as source:
         pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **_weights(source, precision))
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return _quantized(pipe.to(device), precision)
 
 
-def with_unet(pipe, weights: str):
-    """The same pipeline, all else shared, with the UNet of that folder of models/.
+def _quantized(pipe, precision: str):
+    """Its denoiser and text encoders in the precision's way, in place."""
+    if quantize := PRECISIONS[precision].quantize:
+        for name, part in pipe.components.items():
+            if name.split("_")[0] in ("unet", "transformer") or name.startswith("text_encoder"):
+                quantize(part)
+    return pipe
+
+
+def with_unet(pipe, weights: str, precision: str):
+    """The same pipeline, all else shared, with the UNet of that folder of models/, in this precision.
 
     Raises ModelError if it is not there.
     """
@@ -62,8 +79,11 @@ def with_unet(pipe, weights: str):
     if not any(source.glob("*.safetensors")):
         raise ModelError(f"the weights of {weights} are not in {source}: check the clone out again (git status)")
     other = copy.copy(pipe)
-    other.unet = diffusers.UNet2DConditionModel.from_pretrained(source, dtype=pipe.unet.dtype, use_safetensors=True)
+    scheme = PRECISIONS[precision]
+    other.unet = diffusers.UNet2DConditionModel.from_pretrained(source, dtype=scheme.dtype, use_safetensors=True)
     other.unet.to(pipe.device)
+    if scheme.quantize:
+        scheme.quantize(other.unet)
     return other
 
 
@@ -147,7 +167,7 @@ def _weights(source: str, precision: str) -> dict:
         if name := WEIGHTS.fullmatch(re.sub(r"-\d+-of-\d+", "", file.name)):
             variants[file.parent].add(name["variant"])
     common = set.intersection(*[kept for kept in variants.values() if None not in kept] or [{None}])
-    return {"dtype": PRECISIONS[precision], "variant": precision if precision in common else min(common),
+    return {"dtype": PRECISIONS[precision].dtype, "variant": precision if precision in common else min(common),
             "use_safetensors": True, "local_files_only": is_folder}
 
 

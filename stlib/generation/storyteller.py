@@ -16,6 +16,7 @@ from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
 from stlib.generation.methods import METHODS
 from stlib.generation.models import NO_LLM
+from stlib.generation.quantization import PRECISIONS, refuse
 from stlib.generation.story import Story, StoryWriter, check_context, prompt_ids
 from stlib.settings import FieldError, known
 
@@ -33,7 +34,7 @@ class Storyteller:
 
     def __init__(self, models: dict, device: str, precision: str, llm_dtype: str):
         self.models, self.device, self.precision, self.llm_dtype = models, device, precision, llm_dtype
-        self._pipes = {}
+        self._pipes, self._writers = {}, {}
 
     @classmethod
     def from_pretrained(cls, models: str | dict = "embedded", device: str = "auto", precision: str = "fp32",
@@ -42,16 +43,18 @@ class Storyteller:
 
         An llm of None, or 'none', is not there: captions are drawn, and a prompt is refused.
 
-        device: auto (CUDA when there), cpu, cuda. precision: the LDM's weights and arithmetic, fp32, fp16 or bf16.
-        llm_dtype: the LLM's, or auto: bf16 where the processor computes in it.
+        device: auto (CUDA when there), cpu, cuda. precision: a name in `quantization.PRECISIONS`, of the LDM's weights
+        and arithmetic; one that quantizes is the LLM's, too. llm_dtype: what the LLM computes in, fp32, fp16 or bf16,
+        or auto: bf16 where the processor computes in it.
         Hub tokens come from `hf auth login` or HF_TOKEN. Raises ValueError naming what is allowed.
         """
         models = dict.fromkeys(("llm", "ldm"), "embedded") if models == "embedded" else models
         if not isinstance(models, dict) or not models or not set(models) <= {"llm", "ldm"}:
             raise ValueError(f"models = {models!r}: give 'embedded' or a dict with the keys llm and ldm")
-        known("precision", precision, loading.PRECISIONS)
-        known("llm_dtype", llm_dtype, ("auto", *loading.PRECISIONS))
+        known("precision", precision, PRECISIONS)
+        known("llm_dtype", llm_dtype, ("auto", *(name for name, one in PRECISIONS.items() if not one.quantize)))
         device = loading.choose_device(device)
+        refuse(precision, device)
         llm_dtype = loading.choose_llm_dtype(device) if llm_dtype == "auto" else llm_dtype
         models = {role: str(models.get(role, "embedded") or NO_LLM) for role in ("llm", "ldm")}
         return cls(models, device, precision, llm_dtype)
@@ -61,10 +64,18 @@ class Storyteller:
         """Whether there is an LLM to tell a prompt's story."""
         return self.models["llm"] != NO_LLM
 
-    @cached_property
+    @property
     def writer(self) -> StoryWriter:
-        """The LLM in its frame, loaded at first use."""
-        return StoryWriter(*loading.load_llm(self.models["llm"], self.device, self.llm_dtype))
+        """The LLM of most jobs in its frame, loaded at first use."""
+        return self.writer_of(self.precision)
+
+    def writer_of(self, precision: str) -> StoryWriter:
+        """The LLM in this precision, if it is one that quantizes, in its frame, loaded at first use."""
+        precision = precision if PRECISIONS[precision].quantize else "fp32"
+        if precision not in self._writers:
+            loaded = loading.load_llm(self.models["llm"], self.device, self.llm_dtype, precision)
+            self._writers[precision] = StoryWriter(*loaded)
+        return self._writers[precision]
 
     @property
     def pipe(self):
@@ -77,7 +88,7 @@ class Storyteller:
         if (weights, precision) not in self._pipes:
             self._pipes[weights, precision] = (
                 loading.load_ldm(self.models["ldm"], self.device, precision) if weights == Method.weights
-                else loading.with_unet(self.pipe_of(Method.weights, precision), weights))
+                else loading.with_unet(self.pipe_of(Method.weights, precision), weights, precision))
         return self._pipes[weights, precision]
 
     def lacks(self, method: str) -> str:
@@ -119,7 +130,8 @@ class Storyteller:
         self.check(job)
         self._warn_of_language(job)
         precision = job.precision or self.precision
-        pipe, writer = self.pipe_of(METHODS[job.method].weights, precision), self.writer if job.prompt else None
+        pipe = self.pipe_of(METHODS[job.method].weights, precision)
+        writer = self.writer_of(precision) if job.prompt else None
         began = time.monotonic()
         story = Story() if writer is None else writer.write(
             job.prompt, job.n_panels, job.llm_tokens, job.seed, job.exact_tokens, partial(report, "story"))
@@ -141,6 +153,8 @@ class Storyteller:
 
     def check(self, job: StoryJob) -> None:
         """Raise FieldError, a ValueError, for what these models cannot do; loads no weights."""
+        if job.precision:
+            refuse(job.precision, self.device)
         if lacking := self.lacks(job.method):
             raise FieldError(f"method = {job.method!r}: {lacking}", "method")
         most = METHODS[job.method].most_panels

@@ -51,7 +51,7 @@ def test_what_a_row_does_not_run_is_not_its_code(edit, name, old, new):
     ("generation/illustrator.py", "[seed, panel]", "[panel, seed]"),
     ("generation/story.py", "TEMPERATURE, TOP_K = 0.6, 40", "TEMPERATURE, TOP_K = 0.6, 50"),
     ("generation/storyteller.py", "EMBEDDED_GUIDANCE = 2.5", "EMBEDDED_GUIDANCE = 2.0"),
-    ("generation/loading.py", "torch.bfloat16}", "torch.float16}"),
+    ("generation/quantization.py", "Precision(torch.bfloat16)", "Precision(torch.float16)"),
     ("serving/workloads/story.py", "PROBE_STEPS = 2", "PROBE_STEPS = 3"),
     ("serving/replica.py", "IDLE_S = 0.1", "IDLE_S = 0.2"),
     ("experiment/measure.py", "        params = {", "        time.sleep(1)\n        params = {"),

@@ -183,7 +183,7 @@ def test_prompts_of_too_many_tokens_are_refused_before_anything_is_loaded(prompt
     storyteller = Storyteller.from_pretrained(device="cpu")
     with pytest.raises(ValueError, match=f"prompt has {tokens} tokens of the LLM, at most 256 are allowed"):
         storyteller.check(StoryJob(prompt))
-    assert "writer" not in vars(storyteller) and not storyteller._pipes
+    assert not storyteller._writers and not storyteller._pipes
     storyteller.check(StoryJob("the fox goes into the forest and finds a balloon, " * 19))
 
 
@@ -192,7 +192,7 @@ def test_a_story_longer_than_the_llm_s_context_is_refused_before_it_is_loaded(ti
     storyteller.check(StoryJob("a fox", llm_tokens=64))
     with pytest.raises(ValueError, match="the LLM has 512: shorten the prompt or lower llm_tokens"):
         storyteller.check(StoryJob("a fox", llm_tokens=1024))
-    assert "writer" not in vars(storyteller)
+    assert not storyteller._writers
 
 
 class Stop(Exception):

@@ -153,7 +153,7 @@ def test_without_an_llm_captions_are_drawn_and_prompts_refused(tiny_sd, none):
     payload, products = replica.run({"captions": ["a fox", "a cat"], "steps": 2})
     assert len(payload["panels"]) == 2 and (products["tokens_run"], products["steps_run"]) == (0, 4)
     assert products["probe_s"] > 0 and replica.workload.step.repeat() > 0
-    assert "writer" not in vars(replica.workload.storyteller) and replica.workload.weights_hash()
+    assert not replica.workload.storyteller._writers and replica.workload.weights_hash()
     assert replica.workload.resolve({"captions": "a fox"})["prompt_tokens"] == 0
     with pytest.raises(ValueError, match="no LLM is loaded: give captions alone, or serve with --llm"):
         replica.workload.validate({"prompt": "a fox", "captions": "a fox"})
