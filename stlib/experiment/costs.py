@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from stlib import paths
-from stlib.experiment.counts import VALUES, fit_laws, law, nearest_mean
+from stlib.experiment.counts import VALUES, fit_laws, law, nearest_mean, of_method
 from stlib.experiment.least_squares import between_sd, hc3, independent, solve
 from stlib.experiment.machine import Level, draw_level, fit_level, lag_correlation, smoothed
 from stlib.experiment.terms import check_rows, mapping, term_columns
@@ -81,14 +81,18 @@ class Costs:
         """Fit to measured runs, one row a run: the job's parameters, `method`, `run_s`, `probe_s`, `at_s`.
 
         All rows of one number of `threads`, their counts known beforehand. A constant `probe_s` leaves the factor out.
-        `process`, if there, tells their replicas apart. counts: rows of other jobs, whose counts only the run told,
-        with these as columns (`tokens_run`). Terms that the rows cannot tell from earlier ones are left out.
+        `process`, if there, tells their replicas apart. counts: rows of other jobs, with what only the run told as
+        columns (`tokens_run` of natural jobs, `panel_steps_run` of methods that end early). Terms that the rows cannot
+        tell from earlier ones are left out.
         Raises ValueError for fewer rows than parameters, NaN, mixed threads, or random counts among the rows.
         """
         kind = WORKLOADS[workload]
         check_rows(rows, kind)
         methods = tuple(sorted(rows["method"].unique()))
-        columns = independent(term_columns(kind, rows, rows["method"], methods, kind.known(rows)))
+        laws = {} if counts is None else fit_laws(kind, counts)
+        told = {count: np.where([of_method(count, one) in laws for one in rows["method"]],
+                                rows.get(count, np.nan), said) for count, said in kind.known(rows).items()}
+        columns = independent(term_columns(kind, rows, rows["method"], methods, told))
         x = np.column_stack(list(columns.values()))
         if len(rows) <= x.shape[1]:
             raise ValueError(f"{len(rows)} rows for {x.shape[1]} parameters: measure more runs")
@@ -106,7 +110,7 @@ class Costs:
             residual / _moment(residual, 1), lag_correlation(ratio - 1, at_s), level, float(np.exp(middle)),
             probe_cost_s=rows["probe_cost_s"].sum() / rows["probes"].sum() if "probes" in rows else 0.0,
             ranges={name: [float(v.min()), float(v.max())] for name, v in kind.ranged(rows).items()}, n_rows=len(rows),
-            counts={} if counts is None else fit_laws(kind.counts, counts),
+            counts=laws,
             process_sd=between_sd(np.log(ratio), rows["process"]) if "process" in rows else 0.0)
 
     def with_speed(self, contention: pd.DataFrame, dispatch_s: float = 0.0) -> "Costs":
@@ -137,7 +141,7 @@ class Costs:
         Raises ValueError for a method or a kind of job that was not measured.
         """
         self._check(jobs, method)
-        means = {count: values.mean(axis=1) for count, values in self._laws(jobs).items()}
+        means = {count: values.mean(axis=1) for count, values in self._laws(jobs, method).items()}
         return self._seconds(jobs, method, means) * np.asarray(factor, float) ** self.gamma
 
     def estimate(self, job: Mapping, method: str) -> float:
@@ -147,8 +151,11 @@ class Costs:
         """
         known("method of the costs", method, self.methods)
         kind = WORKLOADS[self.workload]
-        counts = {count: nearest_mean(self.counts.get(count, {}), job, kind.counts[count]) if np.isnan(told) else told
-                  for count, told in kind.known(job).items()}
+        counts = kind.known(job)
+        for count, told in counts.items():
+            name = self._law_of(count, method)
+            if np.isnan(told) or name != count:
+                counts[count] = nearest_mean(self.counts.get(name, {}), job, kind.counts[count])
         return float(self._seconds(job, method, counts))
 
     def sample_s(self, jobs: pd.DataFrame, method, rng: np.random.Generator, draws: int | None = None, factor=1.0,
@@ -159,7 +166,7 @@ class Costs:
         """
         self._check(jobs, method)
         shape, drawn = (len(jobs),) if draws is None else (draws, len(jobs)), {}
-        for count, values in self._laws(jobs).items():
+        for count, values in self._laws(jobs, method).items():
             pick = 0 if values.shape[1] == 1 else rng.integers(VALUES, size=shape)
             drawn[count] = values[np.arange(len(jobs)), pick]
         residual = np.interp(rng.random(shape), LEVELS, self.residual_within if within else self.residual)
@@ -172,7 +179,7 @@ class Costs:
         """
         self._check(jobs, method)
         apart = {count: values[:, np.random.default_rng(i).permutation(values.shape[1])]  # independent of the others
-                 for i, (count, values) in enumerate(self._laws(jobs).items())}
+                 for i, (count, values) in enumerate(self._laws(jobs, method).items())}
         columns = self._columns({name: values[:, None] for name, values in mapping(jobs).items()}, method, apart)
         work, x = sum(map(np.multiply, self.beta, columns)), np.array([np.mean(column) for column in columns])
         first, second, third = (np.mean(work**p) * _moment(self.residual, p) for p in (1, 2, 3))
@@ -227,14 +234,19 @@ class Costs:
         """The mean, given the counts."""
         return sum(cost * column for cost, column in zip(self.beta, self._columns(job, method, counts), strict=True))
 
-    def _laws(self, jobs: pd.DataFrame) -> dict[str, np.ndarray]:
+    def _law_of(self, count: str, method: str) -> str:
+        """The name of the law that a count has under a method, if it has one."""
+        return of_method(count, method) if of_method(count, method) in self.counts else count
+
+    def _laws(self, jobs: pd.DataFrame, method) -> dict[str, np.ndarray]:
         """For each count its equally likely values for each job, (n, VALUES), or (n, 1) if all are known."""
         laws, kind = {}, WORKLOADS[self.workload]
         for count, told in kind.known(jobs).items():
-            random = np.isnan(told)
+            names = [self._law_of(count, one) for one in np.broadcast_to(np.asarray(method, object), len(jobs))]
+            random = np.isnan(told) | (np.array(names) != count)
             laws[count] = np.repeat(told[:, None], VALUES if random.any() else 1, axis=1)
             for i in np.flatnonzero(random):
-                laws[count][i] = law(self.counts.get(count, {}), count, jobs.iloc[i], kind.counts[count])
+                laws[count][i] = law(self.counts.get(names[i], {}), count, jobs.iloc[i], kind.counts[count])
         return laws
 
     @staticmethod

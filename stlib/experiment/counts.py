@@ -1,7 +1,8 @@
 """Counts that only a run tells, such as the tokens of a natural story: their laws, by what is known of the job.
 
 Laws are kept by the values of the workload's fields that a count depends on, as text: {"tokens_run": {"4, 64": [...]}},
-each the sorted counts that were run.
+each the sorted counts that were run. A count that a job says beforehand, but not under every method (steps, of which an
+early exit leaves some out), has a law for each such method: "panel_steps_run[parallel+exit]".
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,23 @@ import pandas as pd
 VALUES = 128  # of a law, equally likely
 
 
-def fit_laws(counts: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
-    """The laws that rows tell. counts: by name the fields that each depends on."""
-    return {count: {_key(key): sorted(map(int, group)) for key, group in rows.groupby(list(fields))[count]}
-            for count, fields in counts.items() if count in rows}
+def fit_laws(kind, rows: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
+    """The laws that rows tell, of the counts of a workload that their jobs did not say. kind: of WORKLOADS."""
+    laws = {}
+    for count, told in kind.known(rows).items():
+        if count in rows:
+            unsaid = pd.Series(np.isnan(told), rows.index)
+            parts = {count: unsaid} | {of_method(count, method): (rows["method"] == method) & ~unsaid
+                                       for method in rows["method"].unique()}
+            laws |= {name: {_key(key): sorted(map(int, group)) for key, group in
+                            rows[part].groupby(list(kind.counts[count]))[count]}
+                     for name, part in parts.items() if (part & (rows[count] != told)).any()}
+    return laws
+
+
+def of_method(count: str, method: str) -> str:
+    """The name of a count's law under one method."""
+    return f"{count}[{method}]"
 
 
 def law(known: Mapping[str, list[int]], count: str, job: Mapping, fields: Sequence[str]) -> np.ndarray:

@@ -122,7 +122,8 @@ class StoryResult:
         step), `vae_decode`, `total`.
     tokens_run: tokens the LLM decoded. steps_run: denoising steps run (one step of a batch counts once).
     job: the job as it was asked for. provenance: models, types and versions that made this.
-    prompt_tokens: tokens of the prompt that the LLM read.
+    prompt_tokens: tokens of the prompt that the LLM read. panel_steps_run: denoising steps of all panels, each counted
+        by itself.
     """
 
     story: str
@@ -134,6 +135,7 @@ class StoryResult:
     job: StoryJob
     provenance: dict = field(default_factory=dict)
     prompt_tokens: int = 0
+    panel_steps_run: int = 0
 
     def strip(self, gap: int = 4) -> Image.Image:
         """The panels side by side, `gap` white pixels between them."""

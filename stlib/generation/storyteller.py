@@ -149,7 +149,7 @@ class Storyteller:
                    "vae_decode": drawing.vae_decode_s, "total": time.monotonic() - began}
         return StoryResult(" ".join(story.sentences), captions, drawing.panels, timings, story.tokens_run,
                            len(drawing.denoising_s), job, self.provenance() | {"precision": precision},
-                           story.prompt_tokens)
+                           story.prompt_tokens, steps_done)
 
     def check(self, job: StoryJob) -> None:
         """Raise FieldError, a ValueError, for what these models cannot do; loads no weights."""

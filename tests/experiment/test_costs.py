@@ -15,6 +15,9 @@ LEVELS = {"method": ["sequential", "parallel"], "n_panels": [1, 2, 4], "steps": 
           "prompt": ["", "a fox"], "guidance_scale": [1.0, 2.5], "image_size": [96, 128]}
 
 
+NATURAL = {"prompt": "a cat", "steps": 8, "method": "parallel"}  # of runs for the law of tokens
+
+
 def true_mean_s(jobs, method):
     """0.1 s, 0.05 s a token, 0.03 s a panel, 0.02 s a pass; in a batch 0.01 s a pass and 0.01 s a step."""
     passes = jobs["n_panels"] * jobs["steps"] * (1 + (jobs["guidance_scale"] > 1)) * (jobs["image_size"] / 128) ** 2
@@ -149,7 +152,7 @@ def test_without_probes_the_machine_stays_in_the_residual():
 
 
 def test_natural_jobs_draw_their_tokens(jobs):
-    tokens = pd.DataFrame({"n_panels": 3, "llm_tokens": 16, "tokens_run": [8, 8, 10, 14]})
+    tokens = pd.DataFrame({"n_panels": 3, "llm_tokens": 16, "tokens_run": [8, 8, 10, 14]}).assign(**NATURAL)
     costs = Costs.fit(simulated_rows(np.random.default_rng(4)), tokens)
     natural = jobs[(jobs["n_panels"] == 3) & (jobs["llm_tokens"] == 16) & (jobs["prompt"] != "")]
     natural = natural.assign(exact_tokens=False)
@@ -161,6 +164,35 @@ def test_natural_jobs_draw_their_tokens(jobs):
     assert draws.var() / draws.mean() ** 2 == pytest.approx(moments.scv, rel=0.03)
     with pytest.raises(ValueError, match="known: 3, 16"):
         costs.mean_s(natural.assign(n_panels=4), "parallel")
+
+
+def test_a_method_that_ends_early_draws_its_steps(jobs):
+    """Its costs are those of the steps it ran; how many it will run is a law of its own."""
+    rng = np.random.default_rng(8)
+    rows = simulated_rows(rng).assign(panel_steps_run=lambda row: row["n_panels"] * row["steps"])
+    early = rows[rows["method"] == "parallel"].copy()
+    ran = rng.integers(3, early["steps"] + 1)
+    shorter = early.assign(steps=ran)
+    early["run_s"] *= true_mean_s(shorter, "parallel") / true_mean_s(early, "parallel")
+    early = early.assign(method="parallel+exit", panel_steps_run=early["n_panels"] * ran)
+    counts = pd.DataFrame({"n_panels": 3, "steps": 16, "llm_tokens": 16, "prompt": "", "method": "parallel+exit",
+                           "panel_steps_run": np.repeat([15, 24, 30, 48], 30)})
+    plain = counts.assign(method="parallel", panel_steps_run=48)
+    costs = Costs.fit(pd.concat([rows, early]), pd.concat([counts, plain]))
+    assert set(costs.counts) == {"panel_steps_run[parallel+exit]"}
+    some = jobs[(jobs["n_panels"] == 3) & (jobs["steps"] == 16)]
+    level = costs.probe_s / 0.08
+    assert np.allclose(costs.mean_s(some, "parallel") / true_mean_s(some, "parallel") / level**GAMMA, 1, atol=0.04)
+    means = [true_mean_s(some.assign(steps=n / 3), "parallel") for n in (15, 24, 30, 48)]
+    assert np.allclose(costs.mean_s(some, "parallel+exit") / np.mean(means, axis=0) / level**GAMMA, 1, atol=0.04)
+    assert costs.moments(some, "parallel+exit").scv > costs.moments(some, "parallel").scv + 0.02
+    both = costs.mean_s(some, np.where(np.arange(len(some)) % 2, "parallel", "parallel+exit"))
+    assert np.allclose(both[1::2], costs.mean_s(some, "parallel")[1::2])
+    assert np.allclose(both[::2], costs.mean_s(some, "parallel+exit")[::2])
+    job = some.iloc[0].to_dict()
+    assert costs.estimate(job, "parallel+exit") == pytest.approx(costs.mean_s(some, "parallel+exit")[0])
+    with pytest.raises(ValueError, match="known: 3, 16"):
+        costs.mean_s(jobs, "parallel+exit")
 
 
 def test_json_keeps_the_model(costs, jobs, tmp_path):
@@ -197,6 +229,7 @@ def test_an_estimate_is_the_mean_of_the_job_and_goes_beyond_the_fitted_range(cos
 
 def test_natural_jobs_beyond_the_measured_counts_are_estimated_by_the_nearest(jobs):
     tokens = pd.DataFrame({"n_panels": [3, 3, 3, 3, 1, 1], "llm_tokens": 16, "tokens_run": [8, 8, 10, 14, 3, 4]})
+    tokens = tokens.assign(**NATURAL)
     costs = Costs.fit(simulated_rows(np.random.default_rng(4)), tokens)
     job = jobs[jobs["prompt"] != ""].iloc[0].to_dict() | {"exact_tokens": False, "n_panels": 4, "llm_tokens": 20}
     assert costs.estimate(job, "parallel") == pytest.approx(

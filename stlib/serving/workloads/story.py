@@ -22,7 +22,7 @@ class StoryWorkload:
 
     name = "story"
     shared = ("llm", "tokens", "sentence starts", "long prompt")
-    counts: ClassVar = {"tokens_run": ("n_panels", "llm_tokens")}
+    counts: ClassVar = {"tokens_run": ("n_panels", "llm_tokens"), "panel_steps_run": ("n_panels", "steps")}
     fields: ClassVar = {"prompt": "", "n_panels": ..., "captions": None, "llm_tokens": ..., "exact_tokens": False,
                         "steps": ..., "image_size": ..., "guidance_scale": ..., "seed": None}
     drawn_first = ("n_panels", "steps", "llm_tokens", "image_size", "guidance_scale")  # the committed jobs rest on it
@@ -55,7 +55,8 @@ class StoryWorkload:
     def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
         """Tell one story.
 
-        Payload: story, captions, panels as PNG bytes. Products: prompt_tokens, tokens_run, steps_run, seconds by stage.
+        Payload: story, captions, panels as PNG bytes. Products: prompt_tokens, tokens_run, steps_run, panel_steps_run,
+        seconds by stage.
         """
         from stlib.serving.workloads.story_requests import encoded
 
@@ -63,7 +64,8 @@ class StoryWorkload:
         panels = [encoded(panel, "PNG", compress_level=1) for panel in result.panels]
         payload = {"story": result.story, "captions": result.captions, "panels": panels}
         stages = {f"{stage}_s": float(np.sum(spent)) for stage, spent in result.timings.items() if stage != "total"}
-        return payload, {name: getattr(result, name) for name in ("prompt_tokens", "tokens_run", "steps_run")} | stages
+        counted = ("prompt_tokens", "tokens_run", "steps_run", "panel_steps_run")
+        return payload, {name: getattr(result, name) for name in counted} | stages
 
     def probe(self) -> float:
         """The faster of PROBE_STEPS guided denoising steps of one picture."""
@@ -80,12 +82,14 @@ class StoryWorkload:
     def terms(job: Mapping) -> dict:
         """The physical terms of what a job costs, numbers or arrays (n,) as those of `job`.
 
-        job: prompt, n_panels, steps, image_size, guidance_scale, tokens_run and, where prompts are long, prompt_tokens.
+        job: prompt, n_panels, image_size, guidance_scale, tokens_run, panel_steps_run and, where prompts are long,
+        prompt_tokens.
         The terms of `shared` cost the same under every method; the others are the drawing's and cost by method: a
         constant, panels (text and pipeline), their pixels (VAE), steps (calls of the denoiser when it takes all panels
         at once), panel steps, and their pixels (a guided step is two passes).
         """
-        llm, panels, steps = _has_llm(job["prompt"]), job["n_panels"] * 1.0, job["steps"] * 1.0
+        llm, panels = _has_llm(job["prompt"]), job["n_panels"] * 1.0
+        steps = job["panel_steps_run"] / panels
         area, passes = (job["image_size"] / PIXELS) ** 2, 1 + np.greater(job["guidance_scale"], 1)
         extra = np.maximum(np.nan_to_num(job.get("prompt_tokens", 0.0)) - SHORT_PROMPT, 0)
         return {"llm": llm, "tokens": llm * job["tokens_run"], "sentence starts": llm * (panels - 1),
@@ -95,10 +99,14 @@ class StoryWorkload:
 
     @staticmethod
     def known(job: Mapping) -> dict:
-        """The counts that a job says beforehand, NaN where only the run tells (a natural story's tokens)."""
+        """The counts that a job says beforehand, NaN where only the run tells (a natural story's tokens).
+
+        Steps are all that were asked for: a method with an early exit has a law of its own.
+        """
         llm = _has_llm(job["prompt"])
-        told = np.where((llm == 0) | np.asarray(job["exact_tokens"], bool), 1.0, np.nan)
-        return {"tokens_run": told * llm * np.asarray(job["llm_tokens"], float)}
+        told = np.where((llm == 0) | np.asarray(job.get("exact_tokens", False), bool), 1.0, np.nan)
+        return {"tokens_run": told * llm * np.asarray(job["llm_tokens"], float),
+                "panel_steps_run": np.asarray(job["n_panels"], float) * np.asarray(job["steps"], float)}
 
     @staticmethod
     def ranged(job: Mapping) -> dict:
