@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from stlib import paths
-from stlib.experiment.counts import VALUES, fit_laws, law, nearest_mean, of_method
+from stlib.experiment.counts import fit_laws, law_of, nearest_mean, of_method, values_of
 from stlib.experiment.least_squares import between_sd, hc3, independent, solve
 from stlib.experiment.machine import Level, draw_level, fit_level, lag_correlation, smoothed
 from stlib.experiment.terms import check_rows, mapping, term_columns
@@ -141,7 +141,7 @@ class Costs:
         Raises ValueError for a method or a kind of job that was not measured.
         """
         self._check(jobs, method)
-        means = {count: values.mean(axis=1) for count, values in self._laws(jobs, method).items()}
+        means = {count: values.mean(axis=1) for count, values in self._values(jobs, method).items()}
         return self._seconds(jobs, method, means) * np.asarray(factor, float) ** self.gamma
 
     def estimate(self, job: Mapping, method: str) -> float:
@@ -153,7 +153,7 @@ class Costs:
         kind = WORKLOADS[self.workload]
         counts = kind.known(job)
         for count, told in counts.items():
-            name = self._law_of(count, method)
+            name = law_of(self.counts, count, method)
             if np.isnan(told) or name != count:
                 counts[count] = nearest_mean(self.counts.get(name, {}), job, kind.counts[count])
         return float(self._seconds(job, method, counts))
@@ -166,8 +166,8 @@ class Costs:
         """
         self._check(jobs, method)
         shape, drawn = (len(jobs),) if draws is None else (draws, len(jobs)), {}
-        for count, values in self._laws(jobs, method).items():
-            pick = 0 if values.shape[1] == 1 else rng.integers(VALUES, size=shape)
+        for count, values in self._values(jobs, method).items():
+            pick = rng.integers(values.shape[1], size=shape) if values.shape[1] > 1 else 0
             drawn[count] = values[np.arange(len(jobs)), pick]
         residual = np.interp(rng.random(shape), LEVELS, self.residual_within if within else self.residual)
         return self._seconds(jobs, method, drawn) * residual * np.asarray(factor, float) ** self.gamma
@@ -179,7 +179,7 @@ class Costs:
         """
         self._check(jobs, method)
         apart = {count: values[:, np.random.default_rng(i).permutation(values.shape[1])]  # independent of the others
-                 for i, (count, values) in enumerate(self._laws(jobs, method).items())}
+                 for i, (count, values) in enumerate(self._values(jobs, method).items())}
         columns = self._columns({name: values[:, None] for name, values in mapping(jobs).items()}, method, apart)
         work, x = sum(map(np.multiply, self.beta, columns)), np.array([np.mean(column) for column in columns])
         first, second, third = (np.mean(work**p) * _moment(self.residual, p) for p in (1, 2, 3))
@@ -234,20 +234,8 @@ class Costs:
         """The mean, given the counts."""
         return sum(cost * column for cost, column in zip(self.beta, self._columns(job, method, counts), strict=True))
 
-    def _law_of(self, count: str, method: str) -> str:
-        """The name of the law that a count has under a method, if it has one."""
-        return of_method(count, method) if of_method(count, method) in self.counts else count
-
-    def _laws(self, jobs: pd.DataFrame, method) -> dict[str, np.ndarray]:
-        """For each count its equally likely values for each job, (n, VALUES), or (n, 1) if all are known."""
-        laws, kind = {}, WORKLOADS[self.workload]
-        for count, told in kind.known(jobs).items():
-            names = [self._law_of(count, one) for one in np.broadcast_to(np.asarray(method, object), len(jobs))]
-            random = np.isnan(told) | (np.array(names) != count)
-            laws[count] = np.repeat(told[:, None], VALUES if random.any() else 1, axis=1)
-            for i in np.flatnonzero(random):
-                laws[count][i] = law(self.counts.get(names[i], {}), count, jobs.iloc[i], kind.counts[count])
-        return laws
+    def _values(self, jobs: pd.DataFrame, method) -> dict[str, np.ndarray]:
+        return values_of(self.counts, WORKLOADS[self.workload], jobs, method)
 
     @staticmethod
     def _while_busy(measured: dict[str, list[float]], method: str, k: int, alone: float = 1.0) -> np.ndarray:

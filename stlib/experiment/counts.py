@@ -32,6 +32,26 @@ def of_method(count: str, method: str) -> str:
     return f"{count}[{method}]"
 
 
+def law_of(known: Mapping[str, Mapping], count: str, method: str) -> str:
+    """The name of the law, among those known, that a count has under a method."""
+    return of_method(count, method) if of_method(count, method) in known else count
+
+
+def values_of(known: Mapping[str, Mapping], kind, jobs: pd.DataFrame, method) -> dict[str, np.ndarray]:
+    """For each count its equally likely values for each job, (n, VALUES), or (n, 1) if all are known.
+
+    known: the laws. kind: of WORKLOADS. method: one name or one a job.
+    """
+    values = {}
+    for count, told in kind.known(jobs).items():
+        names = [law_of(known, count, one) for one in np.broadcast_to(np.asarray(method, object), len(jobs))]
+        random = np.isnan(told) | (np.array(names) != count)
+        values[count] = np.repeat(told[:, None], VALUES if random.any() else 1, axis=1)
+        for i in np.flatnonzero(random):
+            values[count][i] = law(known.get(names[i], {}), count, jobs.iloc[i], kind.counts[count])
+    return values
+
+
 def law(known: Mapping[str, list[int]], count: str, job: Mapping, fields: Sequence[str]) -> np.ndarray:
     """The equally likely values of a job's count, (VALUES,). known: its laws.
 
