@@ -49,11 +49,12 @@ def tell(
 ):
     """Tell and illustrate one story and save it."""
     check_folder("--out", out, replaced=True)
-    from stlib.generation import StoryJob, Storyteller
+    from stlib.generation import METHODS, StoryJob, Storyteller
     from stlib.serving.rules import options_of, read_menu
 
+    known = {name: {"method": name} for name in METHODS} | read_menu(menu)
     job = StoryJob(prompt=prompt, **{"n_panels": panels, "steps": steps, "llm_tokens": llm_tokens, "seed": seed,
-                                     "guidance_scale": guidance} | options_of(method, read_menu(menu)))
+                                     "guidance_scale": guidance} | options_of(method, known))
     storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device, precision=precision)
     with tqdm(total=1, desc="loading", bar_format="{desc:>16} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         result = storyteller.tell(job, on_progress=lambda stage, done, total: _advance(bar, stage, done, total))
