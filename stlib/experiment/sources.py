@@ -10,8 +10,8 @@ import hashlib
 from stlib import paths
 
 TOLD = ("generation/storyteller.py", "generation/job.py", "generation/story.py", "generation/loading.py",
-        "generation/quantization.py", "generation/illustrator.py", "generation/early_exit.py",
-        "generation/methods/{method}.py")
+        "generation/quantization.py", "generation/engine.py", "generation/illustrator.py",
+        "generation/early_exit.py", "generation/methods/{method}.py")
 IN_REPLICA = (*TOLD, "serving/workloads/story.py", "serving/replica.py", "experiment/measure.py")
 SERVED = ("serving/*.py", "serving/workloads/*.py", "experiment/jobs.py", "experiment/costs.py", "experiment/counts.py",
           "experiment/machine.py", "experiment/measure.py", "experiment/terms.py", "queueing/arrivals.py",

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stlib import paths
 from stlib.generation.early_exit import EarlyExit
+from stlib.generation.engine import ENGINES
 from stlib.generation.methods import METHODS
 from stlib.generation.quantization import PRECISIONS
 from stlib.settings import FieldError, Fields, many, one_of, whole
@@ -66,6 +67,7 @@ class StoryJob(Fields):
     image_size: pixels a side; left out or "auto": what the model was trained at.
     guidance_scale: classifier-free guidance; left out: the model's own; 1 or less: none.
     precision: of the LDM; left out: what the storyteller was made with. Another one is loaded at its first job.
+    engine: what computes the denoiser: torch, or openvino (an optional extra, on a CPU).
     strength: of autoregressive on a pipeline without a UNet told the last panel: how much noise is put on that panel
         before it is drawn over, above 0, at most 1 (nothing of it is left); left out: 0.8.
     early_exit: an `EarlyExit` or its fields, such as {"step": 12}: denoising ends when its rule is met; left out or
@@ -86,6 +88,7 @@ class StoryJob(Fields):
     image_size: Size = "auto"
     guidance_scale: Guidance = None
     precision: one_of("precision", PRECISIONS) = None
+    engine: one_of("engine", ENGINES) = "torch"
     strength: Strength = None
     early_exit: Annotated[EarlyExit | None, BeforeValidator(lambda given: None if given is False else given)] = None
     seed: Seed = 0

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
 from stlib import paths
+from stlib.generation.engine import Converted
 from stlib.generation.models import ModelError, embedded_ldm, embedded_llm
 from stlib.generation.quantization import PRECISIONS
 
@@ -84,6 +85,13 @@ def with_unet(pipe, weights: str, precision: str):
     other.unet.to(pipe.device)
     if scheme.quantize:
         scheme.quantize(other.unet)
+    return other
+
+
+def converted(pipe, precision: str):
+    """The same pipeline, all else shared, with its UNet as an OpenVINO graph that computes in this precision."""
+    other = copy.copy(pipe)
+    other.unet = Converted(copy.deepcopy(pipe.unet), precision)
     return other
 
 

@@ -10,7 +10,7 @@ import diffusers
 import torch
 import transformers
 
-from stlib.generation import loading
+from stlib.generation import engine, loading
 from stlib.generation.early_exit import fresh
 from stlib.generation.illustrator import Method
 from stlib.generation.job import StoryJob, StoryResult
@@ -82,14 +82,15 @@ class Storyteller:
         """The diffusers pipeline of most jobs, loaded at first use."""
         return self.pipe_of(Method.weights, self.precision)
 
-    def pipe_of(self, weights: str, precision: str):
+    def pipe_of(self, weights: str, precision: str, engine: str = "torch"):
         """The pipeline with these weights, of the embedded ones, in this precision, loaded at first use."""
-        weights = weights if self.models["ldm"] == "embedded" else Method.weights
-        if (weights, precision) not in self._pipes:
-            self._pipes[weights, precision] = (
-                loading.load_ldm(self.models["ldm"], self.device, precision) if weights == Method.weights
-                else loading.with_unet(self.pipe_of(Method.weights, precision), weights, precision))
-        return self._pipes[weights, precision]
+        key = weights if self.models["ldm"] == "embedded" else Method.weights, precision, engine
+        if key not in self._pipes:
+            self._pipes[key] = (
+                loading.converted(self.pipe_of(weights, "fp32"), precision) if engine == "openvino" else
+                loading.load_ldm(self.models["ldm"], self.device, precision) if key[0] == Method.weights else
+                loading.with_unet(self.pipe_of(Method.weights, precision), weights, precision))
+        return self._pipes[key]
 
     def lacks(self, method: str) -> str:
         """What these models lack to draw by a method; empty for nothing. Loads no weights."""
@@ -130,7 +131,7 @@ class Storyteller:
         self.check(job)
         self._warn_of_language(job)
         precision = job.precision or self.precision
-        pipe = self.pipe_of(METHODS[job.method].weights, precision)
+        pipe = self.pipe_of(METHODS[job.method].weights, precision, job.engine)
         writer = self.writer_of(precision) if job.prompt else None
         began = time.monotonic()
         story = Story() if writer is None else writer.write(
@@ -147,14 +148,15 @@ class Storyteller:
         timings = {"llm_prefill": story.prefill_s, "llm_decode": story.decode_s,
                    "text_encoding": drawing.text_encoding_s, "denoising": drawing.denoising_s,
                    "vae_decode": drawing.vae_decode_s, "total": time.monotonic() - began}
+        made = self.provenance() | {"precision": precision, "engine": job.engine}
         return StoryResult(" ".join(story.sentences), captions, drawing.panels, timings, story.tokens_run,
-                           len(drawing.denoising_s), job, self.provenance() | {"precision": precision},
-                           story.prompt_tokens, steps_done)
+                           len(drawing.denoising_s), job, made, story.prompt_tokens, steps_done)
 
     def check(self, job: StoryJob) -> None:
         """Raise FieldError, a ValueError, for what these models cannot do; loads no weights."""
         if job.precision:
             refuse(job.precision, self.device)
+        engine.refuse(job.engine, job.precision or self.precision, job.method, self.device)
         if lacking := self.lacks(job.method):
             raise FieldError(f"method = {job.method!r}: {lacking}", "method")
         most = METHODS[job.method].most_panels
