@@ -107,7 +107,7 @@ lab: $(MODELS) ## open the notebooks in JupyterLab
 serve: $(MODELS) ## serve stories on this machine, with a page (options: python -m stlib serve --help)
 	$(PYTHON) -m stlib serve
 
-train: $(SETUP) ## train the illustrator anew (about two hours on two cores; needs node)
+train: $(SETUP) ## train the illustrator anew (about six hours on two cores; needs node)
 	$(PYTHON) -m pip install --quiet -e .[train]
 	$(PYTHON) -m training
 

@@ -26,6 +26,7 @@ class Stage(StrEnum):
     joint = "joint"
     consistent = "consistent"
     autoregressive = "autoregressive"
+    widths = "widths"
     all = "all"
 
 
@@ -105,6 +106,15 @@ def story_unet(kind: str, minutes: float, workers: int, start: Path | None) -> N
     export(kind)
 
 
+def widths(minutes: float, workers: int) -> None:
+    from training.story_training import train
+    from training.widths import compare
+
+    for kind in ("joint_narrow", "joint_wide"):
+        train(kind, minutes, workers)
+    compare()
+
+
 def export() -> None:
     from training.export import export as write
 
@@ -126,6 +136,7 @@ def main(
     joint_minutes: Annotated[float, typer.Option(min=0.1, help="of the UNet with stacked panels")] = 120.0,
     consistent_minutes: Annotated[float, typer.Option(min=0.1, help="of the one with shared attention")] = 50.0,
     autoregressive_minutes: Annotated[float, typer.Option(min=0.1, help="of the one told the last panel")] = 15.0,
+    width_minutes: Annotated[float, typer.Option(min=0.1, help="of a narrower and a wider joint one, each")] = 20.0,
     start: Annotated[Path | None, typer.Option(help="of a story's UNet: exported weights that it begins with")] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes of a training: one a core")] = 2,
 ) -> None:
@@ -146,6 +157,7 @@ def main(
         Stage.joint: lambda: story_unet("joint", joint_minutes, workers, start),
         Stage.consistent: lambda: story_unet("consistent", consistent_minutes, workers, start),
         Stage.autoregressive: lambda: story_unet("autoregressive", autoregressive_minutes, workers, start),
+        Stage.widths: lambda: widths(width_minutes, workers),
     }
     for name, step in steps.items():
         if stage in (name, Stage.all):

@@ -5,6 +5,7 @@ returns the velocity of the panels that it was given (all four, or the first one
 """
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -143,4 +144,6 @@ class Autoregressive(Consistent):
         return super().forward(torch.cat([noisy, previous], 2), t, states, clean, generator)
 
 
-KINDS = {kind.name: kind for kind in (Joint, Consistent, Autoregressive)}
+WIDTHS = {"joint_narrow": (64, 128, 160), "joint": TRUNK, "joint_wide": (128, 192, 256)}
+KINDS = {kind.name: kind for kind in (Consistent, Autoregressive)} | {
+    name: partial(Joint, trunk) for name, trunk in WIDTHS.items()}
