@@ -78,7 +78,7 @@ $(OUT)/%.ipynb: notebooks/%.ipynb notebooks/profiles/$(PROFILE)/%.yml $(MODELS)
 
 # Edges by room: a change in queueing/ or prediction/ measures no job's cost again.
 $(OUT)/01_pipeline_baseline.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT) data/held_out.txt $(filter %/01_fast_path.csv,$(REFERENCE))
-$(OUT)/02_parallel_and_autoregressive.ipynb: $(GENERATION) $(EXPERIMENT) $(REPORT) $(wildcard data/models/*/*.* data/models/*/unet/*) data/stories_held_out.csv $(filter data/reference/02_%,$(REFERENCE))
+$(OUT)/02_parallel_and_autoregressive.ipynb: $(GENERATION) $(filter %.py,$(EXPERIMENT)) $(REPORT) $(wildcard data/models/*/*.* data/models/*/unet/*) data/stories_held_out.csv $(filter data/reference/02_%,$(REFERENCE))
 $(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml data/menu.yml $(filter data/reference/05_%,$(REFERENCE))
 $(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) data/reference/validate/select_model.json $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(filter data/reference/07_%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb

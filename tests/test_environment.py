@@ -12,8 +12,9 @@ from packaging.utils import canonicalize_name
 from stlib import paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+LOCKED = ("test", "train")  # the extras that the lock is made with; the others are for who asks for them
 NEEDED = [Requirement(line) for line in
-          PROJECT["dependencies"] + [one for extra in PROJECT["optional-dependencies"].values() for one in extra]]
+          PROJECT["dependencies"] + [one for extra in LOCKED for one in PROJECT["optional-dependencies"][extra]]]
 
 
 def lock() -> dict[str, str]:

@@ -14,13 +14,14 @@ from stlib.settings import FieldError
 
 SCHEMES = [name for name, one in q.PRECISIONS.items() if one.quantize and (not one.package or find_spec(one.package))]
 LEFT = {"int8": 0.75, "nf4": 0.7, "dynamic-int8": 0.75, "torchao-int8": 0.7, "sdnq-int8": 0.3}  # of the UNet's bytes
-ERROR = {"nf4": 0.1}  # relative squared error of a step; of the others at most 0.002
+ERROR = {"nf4": 0.1, "dynamic-int8": 0.02}  # relative squared error of a step; of the others at most 0.002
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_denoiser_in_fewer_bits(storyteller, name):
     unet = storyteller.pipe.unet
-    inputs = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(1)), 500, torch.randn(2, 20, 384)
+    draw = torch.Generator().manual_seed(1)
+    inputs = torch.randn(2, 6, 8, 8, generator=draw), 500, torch.randn(2, 20, 384, generator=draw)
     few = copy.deepcopy(unet)
     q.PRECISIONS[name].quantize(few)
     with torch.no_grad():
