@@ -52,9 +52,9 @@ def tell(
     from stlib.generation import METHODS, StoryJob, Storyteller
     from stlib.serving.rules import options_of, read_menu
 
-    known = {name: {"method": name} for name in METHODS} | read_menu(menu)
+    plain = {name: {"method": name} for name in METHODS} if menu == MENU else {}  # those not measured yet, too
     job = StoryJob(prompt=prompt, **{"n_panels": panels, "steps": steps, "llm_tokens": llm_tokens, "seed": seed,
-                                     "guidance_scale": guidance} | options_of(method, known))
+                                     "guidance_scale": guidance} | options_of(method, plain | read_menu(menu)))
     storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device, precision=precision)
     with tqdm(total=1, desc="loading", bar_format="{desc:>16} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         result = storyteller.tell(job, on_progress=lambda stage, done, total: _advance(bar, stage, done, total))
