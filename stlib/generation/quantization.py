@@ -26,8 +26,7 @@ class Precision:
     """dtype: of all that is not quantized. quantize: a module in place; None: nothing is.
 
     llm: the quantization_config of an LLM that is loaded so, by the type it computes in; None: it is quantized in
-    place. only_fp32: an LLM in it computes in no other type. package: what it needs. devices: where it runs. layers:
-    what it touches.
+    place. only_fp32: an LLM in it computes in no other type. package: what it needs. devices: where it runs.
     """
 
     dtype: torch.dtype = torch.float32
@@ -36,7 +35,6 @@ class Precision:
     only_fp32: bool = False
     package: str = ""
     devices: tuple[str, ...] = ("cpu", "cuda")
-    layers: str = ""
 
 
 def refuse(name: str, device: str) -> None:
@@ -138,12 +136,10 @@ def _sdnq_int8(module: nn.Module) -> None:
 
 PRECISIONS = {
     "fp32": Precision(), "fp16": Precision(torch.float16), "bf16": Precision(torch.bfloat16),
-    "int8": Precision(quantize=_llm_int8, llm=_bitsandbytes(load_in_8bit=True), package="bitsandbytes",
-                      layers="linear, LLM.int8 of bitsandbytes"),
+    "int8": Precision(quantize=_llm_int8, llm=_bitsandbytes(load_in_8bit=True), package="bitsandbytes"),
     "nf4": Precision(quantize=_nf4, llm=_bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-                     package="bitsandbytes", layers="linear, 4 bits of bitsandbytes"),
-    "dynamic-int8": Precision(quantize=_dynamic_int8, only_fp32=True, devices=("cpu",),
-                              layers="linear, torch's dynamic int8"),
-    "torchao-int8": Precision(quantize=_torchao_int8, package="torchao", layers="linear, weights only, torchao"),
-    "sdnq-int8": Precision(quantize=_sdnq_int8, package="sdnq", layers="linear and convolutions, SDNQ"),
+                     package="bitsandbytes"),
+    "dynamic-int8": Precision(quantize=_dynamic_int8, only_fp32=True, devices=("cpu",)),
+    "torchao-int8": Precision(quantize=_torchao_int8, package="torchao"),
+    "sdnq-int8": Precision(quantize=_sdnq_int8, package="sdnq"),
 }
