@@ -26,6 +26,7 @@ from stlib.serving.replica import ReplicaSpec, stop_replica
 from stlib.serving.workloads import WORKLOADS, SleepWorkload
 
 NAP_S, TURN_S = 0.04, 0.001
+LATE_S = 0.1  # a stall: far above the milliseconds of a busy machine
 MENU = {"deep": {"pace": 1.0}, "light": {"pace": 0.5}}
 
 
@@ -151,6 +152,15 @@ def test_the_fitted_costs_are_the_workload_s(costs, naps):
     assert set(costs.counts["turns_run"]) == {str(n) for n in naps}
 
 
+def served_on_time(campaign, costs, handles, spec, results, tries=4):
+    """The first run that sent each job on time: one that a stall of the machine held up is no measurement."""
+    for attempt in range(tries):
+        folder = run_cell(campaign, 1, costs, handles.__getitem__, results=results / str(attempt), spec=spec)
+        if read_cell(folder)[3]["lag_s"].max() < LATE_S:
+            break
+    return folder
+
+
 @pytest.mark.parametrize("given", [{"method": "deep"}, {"method": "light", "replicas": 2, "routing": "least_work",
                                                         "http": "/naps"}], ids=["dispatcher", "HTTP"])
 def test_it_is_served_as_predicted(spec, handles, mix, costs, given, bars, tmp_path):
@@ -159,7 +169,7 @@ def test_it_is_served_as_predicted(spec, handles, mix, costs, given, bars, tmp_p
     cell = Cell(**usual | given)
     campaign = Campaign(1, 120, calibration=20, slo_factors=(3,), baseline="deep", cells={1: cell}, menu=MENU,
                         arrivals={"poisson": {}})
-    folder = run_cell(campaign, 1, costs, handles.__getitem__, results=tmp_path, spec=spec)
+    folder = served_on_time(campaign, costs, handles, spec, tmp_path)
     rows = predict_cell(folder, draws=200, runs=100).set_index("metric")
     table = read_cell(folder)[1]
     ways_s = table["arrival_s"] - table["scheduled_s"] + table["reply_s"] - table["finish_s"]
