@@ -15,7 +15,8 @@ from stlib import paths
 
 MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
 JOBS, CALIBRATION = 60, 10  # of a replay
-CostsFile = Annotated[Path, typer.Option("--costs", help="what jobs cost, measured")]
+CostsFile = Annotated[Path | None, typer.Option("--costs", help="what jobs cost, measured; left out, the reference's "
+                                                                "of this workload")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
 MenuFile = Annotated[Path, typer.Option("--menu", help="what a method's name stands for: a YAML file")]
 Method = Annotated[str, typer.Option(help="inference method: a name of the menu")]
@@ -28,10 +29,13 @@ Precision = Annotated[str, typer.Option(help="of weights and arithmetic: fp32, f
                                              "int8, nf4, dynamic-int8, torchao-int8, sdnq-int8")]
 Threads = Annotated[int, typer.Option(min=1, help="torch threads of a replica")]
 GPUs = Annotated[float, typer.Option(min=0, help="GPUs of a replica; 0.5 is one that another takes too")]
-COSTS, MENU = paths.REFERENCE / "costs.json", paths.DATA / "menu.yml"
+Table = Annotated[Path, typer.Option(help="a table's model: a folder of `table fit`")]
+MENU, TABLE = paths.DATA / "menu.yml", paths.MODELS / "table"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Tell stories with an LLM, illustrate them with a latent diffusion model.")
+table = typer.Typer(no_args_is_help=True, help="Fit a diffusion model to a table, draw rows like its own.")
+app.add_typer(table, name="table")
 
 
 @app.command()
@@ -78,9 +82,10 @@ def serve(
     probe: Annotated[bool, typer.Option("--probe", help="time a probe after each job, as in a campaign")] = False,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
-    costs: CostsFile = COSTS,
+    workload: Annotated[str, typer.Option(help="story, table, or mixed: both in one queue")] = "story",
+    table: Table = TABLE, costs: CostsFile = None,
 ):
-    """Serve stories over HTTP: a page, POST /stories, the OpenAI Images call."""
+    """Serve over HTTP: stories (a page, POST /stories, the OpenAI Images call), tables (POST /tables), or both."""
     from stlib.experiment import Costs
     from stlib.prediction.predict import estimator
     from stlib.serving.api import make_app
@@ -88,10 +93,11 @@ def serve(
     from stlib.serving.rules import read_menu
     from stlib.serving.server import listen, run, url_of
 
-    fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
+    spec = _spec(workload, llm, ldm, device, precision, threads, gpus, table)
+    fitted = Costs.read(workload, costs)
     busy = fitted.busy_speed(method, replicas)[replicas]
     estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
-    estimate(_small_job(llm), method)  # refuses a method that was not measured; the first request need not load
+    estimate(_small_job(workload, llm), method)  # refuses a method not measured; the first request need not load
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher(spec, replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
@@ -100,22 +106,30 @@ def serve(
         run(make_app(dispatcher, token), sock)
 
 
-def _spec(llm: str, ldm: str, device: str, precision: str, threads: int, gpus: float):
+def _spec(workload: str, llm: str, ldm: str, device: str, precision: str, threads: int, gpus: float, table: Path):
     """The replicas of these options, checked; what is as always is left out, for the keys of what was measured."""
     from stlib.serving.replica import ReplicaSpec
 
     if device.startswith("cuda") and gpus == 0:
         raise ValueError(f"--device {device}: a replica sees no GPU but those of --gpus; give --gpus 1, or a share")
     models = {name: value for name, value in (("llm", llm), ("ldm", ldm)) if value != "embedded"}
-    options = {"models": (models, {}), "device": (device, "auto"), "precision": (precision, "fp32")}
-    spec = ReplicaSpec("story", {name: value for name, (value, usual) in options.items() if value != usual}, threads,
-                       gpus)
-    spec.make().validate(_small_job(llm) | {"image_size": 128})  # refuses models that are not there
+    options = {"models": (models, {}), "device": (device, "auto"), "precision": (precision, "fp32"),
+               "table": (table, TABLE)}
+    given = {name: value if name == "models" else str(value) for name, (value, usual) in options.items()
+             if value != usual}
+    for name in given:
+        if workload != "mixed" and (name == "table") != (workload == "table"):
+            raise ValueError(f"--{'llm or --ldm' if name == 'models' else name} is not of the workload {workload}: "
+                             "leave it out, or name another --workload")
+    spec = ReplicaSpec(workload, given, threads, gpus)
+    spec.make().validate(_small_job(workload, llm))  # refuses models that are not there
     return spec
 
 
-def _small_job(llm: str) -> dict:
-    return {"captions": "a fox"} if llm == "none" else {"prompt": "a fox"}
+def _small_job(workload: str, llm: str) -> dict:
+    story = {"captions": "a fox"} if llm == "none" else {"prompt": "a fox"}
+    return {"rows": 2, "steps": 1} if workload == "table" else story | {"image_size": 128} | (
+        {"kind": "story"} if workload == "mixed" else {})
 
 
 @app.command()
@@ -129,10 +143,10 @@ def predict(
         help="p95=6: the 95th percentile may be 6 s, likewise any other one, mean and wq; slo=6:0.95: a share of 0.95 "
              "within 6 s. Tells the fewest replicas for the rate and the largest rate of the replicas; may be given "
              "again")] = (),
-    costs: CostsFile = COSTS,
+    costs: CostsFile = None,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
-    from stlib.experiment import Costs
+    from stlib.experiment import Costs, JobMix
     from stlib.prediction.cell import Campaign
     from stlib.prediction.predict import System
     from stlib.queueing.checks import positive
@@ -144,9 +158,10 @@ def predict(
     if arrivals.endswith(".csv"):
         raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
                          "replay, which serves a trace and predicts that run")
-    fitted = Costs.from_json(costs)
+    jobs = JobMix.from_yaml(mix)
+    fitted = Costs.read(jobs.workload, costs)
     times = Campaign.from_yaml().process_of(arrivals)
-    system = System.of(fitted, mix, method, replicas, routing=routing, arrivals=times)
+    system = System.of(fitted, jobs, method, replicas, routing=routing, arrivals=times)
     capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
     plans = [system.plan(rate, *one, k_max=MOST_REPLICAS) for one in targets]
     told = f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / capacity:.2f})"
@@ -185,11 +200,10 @@ def replay(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="reproduces arrivals and jobs")] = 0,
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes, such as /stories")] = None,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
-    threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
-    costs: CostsFile = COSTS,
+    threads: Threads = 1, gpus: GPUs = 0, table: Table = TABLE, menu: MenuFile = MENU, costs: CostsFile = None,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
-    from stlib.experiment import Costs
+    from stlib.experiment import Costs, JobMix
     from stlib.prediction.cell import Arrivals, Campaign, Cell, run_cell
     from stlib.prediction.compare import predict_cell
     from stlib.serving.rules import read_menu
@@ -201,7 +215,9 @@ def replay(
     campaign = campaign.but(menu=read_menu(menu), n_jobs=jobs or _n_jobs(times), calibration=calibration, seed=seed,
                             cells={0: cell}, **own)
     check_folder("--out", out or paths.results())
-    fitted, spec = Costs.from_json(costs), _spec(llm, ldm, device, precision, threads, gpus)
+    workload = JobMix.from_yaml(mix).workload
+    fitted = Costs.read(workload, costs)
+    spec = _spec(workload, llm, ldm, device, precision, threads, gpus, table)
     folder = run_cell(campaign, 0, fitted, cache(lambda i: spec.start()), results=out, spec=spec)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
@@ -223,6 +239,52 @@ def models():
     from stlib.generation import fetch_models
 
     fetch_models()
+
+
+@table.command("fit")
+def fit_table(
+    file: Annotated[Path, typer.Argument(help="a CSV file; its first line names the columns")],
+    out: Annotated[Path, typer.Option(help="folder for the model")] = Path("table"),
+    updates: Annotated[int, typer.Option(min=1, help="of the network; the default takes a minute or two")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="fixes the training")] = 0,
+):
+    """Fit a model to a CSV file; `table sample --table FOLDER` draws rows then, `serve --workload table` serves."""
+    from stlib.generation.tables import TableDiffusion
+    from stlib.generation.tables.files import read_table
+
+    if out.exists():
+        raise ValueError(f"--out {out} is there already: name another folder")
+    rows = read_table(file)
+    check_folder("--out", out, replaced=True)
+    model = TableDiffusion.fit(rows, updates, seed)
+    kinds = [f"{column.name} ({'number' if column.knots else f'{len(column.levels)} values'})"
+             for column in model.columns.columns]
+    print(f"{len(rows)} rows; {', '.join(kinds)}; saved in {model.save(out)}/")
+
+
+@table.command("sample")
+def sample_table(
+    rows: Annotated[int, typer.Argument(help="how many")],
+    table: Table = TABLE,
+    where: Annotated[list[str], typer.Option(help="occupation=student: a value that a column has in all rows; may be "
+                                                  "given again")] = (),
+    steps: Annotated[int, typer.Option(help="denoising steps")] = 20,
+    seed: Annotated[int, typer.Option(help="reproduces the rows")] = 0,
+    out: Annotated[Path, typer.Option(help="CSV file for the rows")] = Path("rows.csv"),
+):
+    """Draw rows of a fitted table (left out, the embedded survey) into a CSV file."""
+    from stlib.generation.tables import TableDiffusion, TableJob
+    from stlib.generation.tables.files import read_conditions
+
+    model = TableDiffusion.from_pretrained(table)
+    job = TableJob(rows=rows, steps=steps, seed=seed, conditions=read_conditions(where, model.columns))
+    model.check(job)
+    check_folder("--out", out.parent)
+    with tqdm(total=1, desc="drawing", bar_format="{desc:>16} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
+        result = model.draw(job, lambda done, total: _advance(bar, "drawing", done, total))
+    with paths.whole(out) as file:
+        result.table.to_csv(file, index=False)
+    print(f"{rows} rows in {sum(result.timings.values()):.2f} s; saved in {out}")
 
 
 def check_folder(option: str, folder: Path, *, replaced: bool = False) -> None:

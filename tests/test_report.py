@@ -13,6 +13,8 @@ import seaborn as sns
 
 from report import build
 from stlib import paths, report
+from stlib.prediction.cell import Campaign
+from stlib.prediction.compare import read_validation
 
 MAIN = (paths.ROOT / "report" / "main.tex").read_text()
 NOTEBOOKS = paths.ROOT / "notebooks"
@@ -253,7 +255,7 @@ def test_mean_interval_is_the_t_interval():
 def stated_errors() -> dict:
     """The macros of errors, as notebook 08's own cells make them of the committed rows."""
     names = {"pd": pd, "report": report, "key": ["cell", "run"], "origin": "reference",
-             "validation": pd.read_csv(paths.REFERENCE / "validation.csv")}
+             "validation": read_validation(paths.REFERENCE / "validation.csv", Campaign.from_yaml())}
     exec(tagged("08_predicted_vs_served", "errors"), names)
     return {name: macro["text"] for name, macro in report.load_macros().items()}
 
@@ -261,7 +263,7 @@ def stated_errors() -> dict:
 @pytest.mark.parametrize("name, campaigns", [("First", [1]), ("Second", [2]), ("Every", [1, 2])])
 def test_errors_and_their_count_are_of_the_same_runs(name, campaigns):
     stated = stated_errors()
-    rows = pd.read_csv(paths.REFERENCE / "validation.csv")
+    rows = read_validation(paths.REFERENCE / "validation.csv", Campaign.from_yaml())
     rows = rows.query("metric == 'mean' and run in @campaigns and rho < 0.81")
     error = 100 * (rows["traced"] / rows["served"] - 1).abs()
     assert stated[f"{name}MeanError"] == f"{error.median():.1f}"

@@ -27,6 +27,7 @@ class Stage(StrEnum):
     consistent = "consistent"
     autoregressive = "autoregressive"
     widths = "widths"
+    table = "table"
     all = "all"
 
 
@@ -115,6 +116,12 @@ def widths(minutes: float, workers: int) -> None:
     compare()
 
 
+def table() -> None:
+    from training.table import fit
+
+    fit()
+
+
 def export() -> None:
     from training.export import export as write
 
@@ -158,6 +165,7 @@ def main(
         Stage.consistent: lambda: story_unet("consistent", consistent_minutes, workers, start),
         Stage.autoregressive: lambda: story_unet("autoregressive", autoregressive_minutes, workers, start),
         Stage.widths: lambda: widths(width_minutes, workers),
+        Stage.table: table,
     }
     for name, step in steps.items():
         if stage in (name, Stage.all):

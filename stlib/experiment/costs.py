@@ -225,6 +225,15 @@ class Costs:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no costs of this version ({error}): run notebooks 05 and 08") from error
 
+    @classmethod
+    def read(cls, workload: str, path: str | Path | None = None) -> "Costs":
+        """A workload's costs: of the file, left out the committed reference's. Raises ValueError for another's."""
+        costs = cls.from_json(path or paths.REFERENCE / ("costs.json" if workload == "story" else
+                                                         f"costs_{workload}.json"))
+        if costs.workload != workload:
+            raise ValueError(f"{path} holds the costs of the workload {costs.workload!r}: give those of {workload!r}")
+        return costs
+
     def _columns(self, job, method, counts: Mapping) -> list:
         """Of each term; job: a table, or a mapping of numbers or arrays."""
         columns = term_columns(WORKLOADS[self.workload], job, method, self.methods, counts)

@@ -3,14 +3,13 @@
 from collections import ChainMap
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from stlib import paths
 from stlib.queueing import checks
@@ -40,14 +39,14 @@ class JobMix:
     first: tuple[str, ...]
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "JobMix":
-        """Read a mix, such as data/mixes/stories.yml; a bare name is looked for there.
+    def from_yaml(cls, path: str | Path) -> "JobMix | MixOfMixes":
+        """Read a mix, such as data/mixes/stories.yml, or a mix of such mixes; a bare name is looked for there.
 
         Raises ValueError for what is wrong in the file, or a job that the workload refuses: file, field and value.
         """
         named = {file.stem: file for file in sorted(paths.MIXES.glob("*.yml"))}
         file = Path(path) if Path(path).suffix else named[known("job mix", str(path), named)]
-        return read_yaml(file, partial(cls._of, file.stem))
+        return read_yaml(file, lambda **given: (MixOfMixes._of if "mixes" in given else cls._of)(file.stem, **given))
 
     @classmethod
     def _of(cls, name: str, /, **fields) -> "JobMix":
@@ -106,6 +105,47 @@ class JobMix:
         return {name: captions if name == "captions" else story[name] for name in self.texts}
 
 
+@dataclass(frozen=True)
+class MixOfMixes:
+    """Jobs of several mixes, each of a workload of its own, in one queue; the members are those of a JobMix.
+
+    parts: the mixes; shares: their probabilities. workload: one that does the jobs of them all by their `kind`.
+    """
+
+    name: str
+    workload: str
+    parts: tuple[JobMix, ...]
+    shares: np.ndarray
+
+    @classmethod
+    def _of(cls, name: str, /, **fields) -> "MixOfMixes":
+        given = _MixesFile(**fields)
+        parts = tuple(JobMix.from_yaml(mix) for mix in given.mixes)
+        for part in parts:
+            known(f"workload of mix {part.name}", part.workload, make_workload(given.workload).parts)
+        return cls(name, given.workload, parts, _shares(given.mixes.values()))
+
+    def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
+        """Draw `n` jobs, as `JobMix.sample`: their `kind`, and the fields of all, None where a job has none."""
+        part = rng.choice(len(self.parts), size=n, p=self.shares)
+        drawn = [mix.sample(int((part == i).sum()), rng).assign(kind=mix.workload).set_index(np.flatnonzero(part == i))
+                 for i, mix in enumerate(self.parts)]
+        return _together(drawn).sort_index().assign(job_id=np.arange(n), workload=self.workload)
+
+    def combinations(self) -> tuple[pd.DataFrame, np.ndarray]:
+        """Every combination of every mix's choices, and their probabilities."""
+        jobs, shares = zip(*(mix.combinations() for mix in self.parts), strict=True)
+        rows = _together([part.assign(kind=mix.workload) for part, mix in zip(jobs, self.parts, strict=True)])
+        return rows.reset_index(drop=True), np.concatenate(
+            [share * part for share, part in zip(self.shares, shares, strict=True)])
+
+
+def _together(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all, None where a table lacks a column: whole numbers stay such."""
+    rows = pd.concat([table.astype(object) for table in tables])
+    return rows.where(rows.notna(), None)
+
+
 def _choice(given) -> tuple[tuple, np.ndarray]:
     """The values and their probabilities, of one value, a list of equally likely ones, or value: weight."""
     values = tuple(given) if isinstance(given, (dict, list)) else (given,)
@@ -143,6 +183,11 @@ class _MixFile(Fields):
         if (self.pool is None) != (not self.texts):
             raise ValueError("give both a pool of data/prompts.yml and the texts that a job carries of it, or neither")
         return self
+
+
+class _MixesFile(Fields):
+    workload: str
+    mixes: Annotated[dict[str, float], Field(min_length=2, description="two or more mixes, each with a weight")]
 
 
 def _check_names(given: list[str], fields: dict) -> None:

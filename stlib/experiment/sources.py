@@ -12,8 +12,14 @@ from stlib import paths
 TOLD = ("generation/storyteller.py", "generation/job.py", "generation/story.py", "generation/loading.py",
         "generation/quantization.py", "generation/engine.py", "generation/illustrator.py",
         "generation/early_exit.py", "generation/methods/{method}.py")
-IN_REPLICA = (*TOLD, "serving/workloads/story.py", "serving/replica.py", "experiment/measure.py")
-SERVED = ("serving/*.py", "serving/workloads/*.py", "experiment/jobs.py", "experiment/costs.py", "experiment/counts.py",
+REPLICA = ("serving/replica.py", "serving/workloads/protocol.py", "experiment/measure.py")
+IN_REPLICA = (*TOLD, "serving/workloads/story.py", *REPLICA)
+TABLES = ("generation/tables/*.py", "generation/early_exit.py", "generation/quantization.py",
+          "serving/workloads/table.py")
+DONE_BY = {"story": IN_REPLICA, "table": (*TABLES, *REPLICA),
+           "mixed": (*IN_REPLICA, *TABLES, "serving/workloads/mixed.py")}
+SERVED = ("serving/*.py", "serving/workloads/*_requests.py",
+          "serving/workloads/asked.py", "experiment/jobs.py", "experiment/costs.py", "experiment/counts.py",
           "experiment/machine.py", "experiment/measure.py", "experiment/terms.py", "queueing/arrivals.py",
           "queueing/job_table.py", "queueing/times.py", "prediction/calibration.py", "prediction/predict.py",
           "prediction/cell.py")
@@ -24,7 +30,7 @@ def in_replica(workload: str) -> tuple[str, ...]:
 
     Their `weights_hash` should change with it.
     """
-    return IN_REPLICA if workload == "story" else IN_REPLICA[-2:]
+    return DONE_BY.get(workload, REPLICA)
 
 
 def code_hash(*files: str, method: str | None = None) -> str:

@@ -63,7 +63,7 @@ def embedded_ldm() -> Path:
     """The folder of the LDM's pipeline, made if it is not there; its name follows the weights."""
     if not any(ILLUSTRATOR.rglob("*.safetensors")):
         raise ModelError(f"the illustrator's weights are not in {ILLUSTRATOR}: check the clone out again (git status)")
-    return _piece(f"illustrator-{_hash(ILLUSTRATOR)[:16]}", TEXT_ENCODER, partial(_assemble_ldm, ILLUSTRATOR))
+    return _piece(f"illustrator-{folder_hash(ILLUSTRATOR)[:16]}", TEXT_ENCODER, partial(_assemble_ldm, ILLUSTRATOR))
 
 
 def weights_hash(models: str | dict = "embedded", unet: str = "illustrator") -> str:
@@ -75,7 +75,7 @@ def weights_hash(models: str | dict = "embedded", unet: str = "illustrator") -> 
     names = {"llm": "embedded", "ldm": "embedded"} if models == "embedded" else models
     parts = [f"{role} {_source_hash(role, name)}" for role, name in sorted(names.items())]
     if names.get("ldm") == "embedded" and unet != ILLUSTRATOR.name:
-        parts.append(f"unet {_hash(ILLUSTRATOR.with_name(unet))}")
+        parts.append(f"unet {folder_hash(ILLUSTRATOR.with_name(unet))}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -83,13 +83,14 @@ def _source_hash(role: str, name: str) -> str:
     if name in (None, NO_LLM):
         return NO_LLM
     if name == "embedded":
-        return LLM.sha256 if role == "llm" else f"{TEXT_ENCODER.sha256} {_hash(ILLUSTRATOR)}"
+        return LLM.sha256 if role == "llm" else f"{TEXT_ENCODER.sha256} {folder_hash(ILLUSTRATOR)}"
     if Path(name).is_dir():
-        return _hash(Path(name))
+        return folder_hash(Path(name))
     return Path(snapshot_download(name, local_files_only=True)).name
 
 
-def _hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
+    """SHA-256 (hex) of a folder's weights and configurations."""
     files = [file for file in sorted(folder.rglob("*")) if file.name.endswith((".safetensors", "config.json"))]
     parts = [str(file.relative_to(folder)).encode() + bytes.fromhex(_file_hash(file)) for file in files]
     return hashlib.sha256(b"".join(parts)).hexdigest()

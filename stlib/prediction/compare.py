@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from stlib.experiment.costs import Costs
+from stlib.paths import whole
 from stlib.prediction.calibration import Calibration
-from stlib.prediction.cell import read_cell, read_fitted
+from stlib.prediction.cell import Campaign, read_cell, read_fitted
 from stlib.prediction.predict import System, declared_speed
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.job_table import job_metrics
@@ -88,6 +89,20 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
         rho_realised=table["service_s"].sum() / (plain_of.k * arrival_s[-1]), arrivals=cell["arrivals"]["name"],
         workload=cell["mix"], metric=metrics, slo_s=[float(one or "nan") for one in seconds])
     return rows[list(COLUMNS)].reset_index(drop=True)
+
+
+def read_validation(path: Path, campaign: Campaign) -> pd.DataFrame:
+    """The rows of a validation.csv that are of this campaign's cells."""
+    rows = pd.read_csv(path)
+    return rows[rows["cell"].isin(campaign.cells)].reset_index(drop=True)
+
+
+def keep_validation(rows: pd.DataFrame, path: Path, campaign: Campaign) -> None:
+    """Put the rows of a campaign's cells into a validation.csv, in place of those that it had of them."""
+    others = pd.read_csv(path) if path.exists() else rows.head(0)
+    both = pd.concat([others[~others["cell"].isin(campaign.cells)], rows]).sort_values(["cell", "run"], kind="stable")
+    with whole(path) as file:
+        both.to_csv(file, index=False, float_format="%.8g")
 
 
 def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFrame | None = None) -> tuple:

@@ -110,7 +110,7 @@ class System:
     def of(cls, costs: Costs, mix: str | JobMix, method: str | Sequence[str], k: int = 1, *, seed=0,
            **given) -> "System":
         """From fitted costs and a mix; method: of all jobs, or a policy: names by the number of outstanding jobs."""
-        mix = mix if isinstance(mix, JobMix) else JobMix.from_yaml(mix)
+        mix = JobMix.from_yaml(mix) if isinstance(mix, str) else mix
         if mix.workload != costs.workload:
             raise ValueError(f"mix {mix.name} is of the workload {mix.workload!r}: give one of {costs.workload!r}")
         names = [method] if isinstance(method, str) else list(method)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from pydantic_core import to_jsonable_python
@@ -107,6 +107,8 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def page():
+        if "/stories" not in dispatcher.workload.routes:
+            return RedirectResponse("/docs")
         return HTMLResponse(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
     return app

@@ -12,8 +12,8 @@ from served import a_cell, fitted_costs, serve
 from stlib import paths
 from stlib.experiment import Costs, JobMix, reference
 from stlib.experiment.machine import contention
-from stlib.prediction.cell import read_cell, read_fitted
-from stlib.prediction.compare import COLUMNS, machine_factors, predict_cell, predict_run
+from stlib.prediction.cell import Campaign, read_cell, read_fitted
+from stlib.prediction.compare import COLUMNS, machine_factors, predict_cell, predict_run, read_validation
 from stlib.prediction.predict import System, after_idle
 
 CELLS = [{}, {"replicas": 2}, {"replicas": 2, "routing": "jsq"},
@@ -229,7 +229,7 @@ def test_the_second_campaign_s_model_follows_from_its_committed_rows():
 
 def test_the_readme_states_the_committed_errors():
     """Of the second campaign, which is calibrated."""
-    rows = pd.read_csv(paths.REFERENCE / "validation.csv").query("rho <= 0.8001 and run == 2")
+    rows = read_validation(paths.REFERENCE / "validation.csv", Campaign.from_yaml()).query("rho <= 0.8001 and run == 2")
     error = (rows["traced"] / rows["served"] - 1).abs().groupby(rows["metric"])
     said = (paths.ROOT / "README.md").read_text()
     for number in (error.median()["mean"], error.max()["mean"], error.median()["p95"]):

@@ -13,7 +13,7 @@ from stlib.generation import weights_hash
 from stlib.serving.replica import Replica, ReplicaSpec, stop_job, stop_replica
 from stlib.serving.rules import options_of
 from stlib.serving.workloads import WORKLOADS, Cancelled, make_workload
-from stlib.serving.workloads.story import LastCall
+from stlib.serving.workloads.protocol import LastCall
 
 sys.path.append(str(paths.ROOT / "tests" / "generation"))
 from tiny import tiny_sd

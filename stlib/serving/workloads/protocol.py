@@ -3,6 +3,7 @@
 The dispatcher, the job table and the predictions know workloads only by the members of `Workload`.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -75,3 +76,26 @@ class Workload(Protocol):
 
     def weights_hash(self, options: Mapping = ...) -> str:
         """Of the weights that a job with these options of the menu uses, for the keys of what was measured."""
+
+
+class LastCall:
+    """The last call of a module in some work, `work()`, with its arguments, to be repeated afterwards."""
+
+    def __init__(self, module, work: Callable):
+        self.module = module
+        with module.register_forward_pre_hook(self._keep, with_kwargs=True):
+            work()
+
+    def _keep(self, _, args, kwargs):
+        self.args, self.kwargs = args, kwargs
+
+    def repeat(self) -> float:
+        """Its seconds. What its arguments hold, as an LLM's cache, is as the call before left it."""
+        import torch
+
+        began = time.monotonic()
+        with torch.inference_mode():
+            self.module(*self.args, **self.kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.monotonic() - began

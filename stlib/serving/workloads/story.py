@@ -1,13 +1,12 @@
 """The first workload: stories told by an LLM and illustrated by an LDM."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 
-from stlib.serving.workloads.protocol import Progress
+from stlib.serving.workloads.protocol import LastCall, Progress
 
 PIXELS = 128  # the cost terms' images are in units of one picture of this side
 SHORT_PROMPT = 16  # tokens; what a prompt has beyond them is a cost term
@@ -125,29 +124,6 @@ class StoryWorkload:
         from stlib.generation import METHODS, weights_hash
 
         return weights_hash(self.storyteller.models, METHODS[options.get("method", "sequential")].weights)
-
-
-class LastCall:
-    """The last call of a module in some work, `work()`, with its arguments, to be repeated afterwards."""
-
-    def __init__(self, module, work: Callable):
-        self.module = module
-        with module.register_forward_pre_hook(self._keep, with_kwargs=True):
-            work()
-
-    def _keep(self, _, args, kwargs):
-        self.args, self.kwargs = args, kwargs
-
-    def repeat(self) -> float:
-        """Its seconds. What its arguments hold, as an LLM's cache, is as the call before left it."""
-        import torch
-
-        began = time.monotonic()
-        with torch.inference_mode():
-            self.module(*self.args, **self.kwargs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.monotonic() - began
 
 
 def _has_llm(prompt):

@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from stlib.generation import StoryJob
 from stlib.generation.job import FullText, Guidance, Panels, Seed, Size, Steps
-from stlib.settings import FieldError, Fields, whole
+from stlib.serving.workloads.asked import Asked
+from stlib.settings import FieldError, whole
 
 NOT_DONE = {  # fields of Images servers that would change the pictures: the values that ask for what is done anyway
     "stream": (False,), "partial_images": (0,), "response_format": ("b64_json",), "quality": ("auto", "standard"),
@@ -31,31 +32,19 @@ def _side(size):
     return int(square[1]) if square else size
 
 
-class _Asked(Fields):
-    method: Annotated[str | None, Field(description="a method's name; left out: the server's choice")] = None
-    deadline_s: Annotated[float | None, Field(
-        ge=0, description="the seconds, 0 or more, in which the job must start")] = None
-
-    @classmethod
-    def body(cls, params: dict, method: str | None, deadline_s: float | None) -> dict:
-        """What a client sends for a job of these parameters."""
-        job = params | {"method": method, "deadline_s": deadline_s}
-        return {field.alias or name: job[name] for name, field in cls.model_fields.items() if job.get(name) is not None}
-
-
-class StoryRequest(_Asked, StoryJob):
+class StoryRequest(Asked, StoryJob):
     """Tell a story and draw its panels (PNG, base64): the fields of a StoryJob, and when it must start."""
 
     def params(self) -> dict:
         """The fields of the StoryJob that are given, but for the method."""
-        return self.model_dump(exclude_none=True, exclude=set(_Asked.model_fields))
+        return self.model_dump(exclude_none=True, exclude=set(Asked.model_fields))
 
     def reply(self, payload: dict) -> dict:
         """The panels as PNG in base64."""
         return payload | {"panels": [base64.b64encode(panel).decode() for panel in payload["panels"]]}
 
 
-class ImagesRequest(_Asked):
+class ImagesRequest(Asked):
     """Draw pictures: the OpenAI Images call, in the same queue. Fields that cannot change the pictures are ignored."""
 
     model_config = ConfigDict(extra="ignore")
