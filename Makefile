@@ -82,7 +82,8 @@ $(OUT)/02_parallel_and_autoregressive.ipynb: $(GENERATION) $(filter %.py,$(EXPER
 $(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml data/menu.yml $(filter data/reference/05_%,$(REFERENCE))
 $(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) data/reference/validate/select_model.json $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(filter data/reference/07_%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
-$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0%,$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
+$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0% data/reference/11_% data/reference/costs_%,$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
+$(OUT)/11_tabular_jobs.ipynb: $(GENERATION) $(wildcard stlib/generation/tables/*.py) $(wildcard data/models/table/*.*) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign_tables.yml data/design_tables.yml data/menu.yml $(filter data/reference/11_% data/reference/validation.csv data/reference/served/cell_2%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
 $(OUT)/report.pdf: report/main.tex report/build.py $(EXECUTED)

@@ -42,7 +42,7 @@ def shell(capsys, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("command", ["tell", "serve", "predict", "replay", "models"])
+@pytest.mark.parametrize("command", ["tell", "serve", "predict", "replay", "models", "table"])
 def test_help(shell, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
     told, code = shell(command, "--help")
@@ -59,7 +59,7 @@ def test_help(shell, monkeypatch, command):
 
 def test_every_command_is_in_the_help(shell):
     told, code = shell()
-    assert code == 2 and all(command in told for command in ("tell", "serve", "predict", "replay", "models"))
+    assert code == 2 and all(command in told for command in ("tell", "serve", "predict", "replay", "models", "table"))
     assert shell("paint")[1] == "error: No such command 'paint'."
     assert shell("predict")[1] == "error: Missing option '--rate'."
 
@@ -298,3 +298,33 @@ def test_own_models_are_refused_before_ray_starts(shell, monkeypatch, fitted, tm
     error = shell(*command, *options, *out, *fitted)[1]
     assert re.search(f"^error: .*{message}", error) and "\n" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_csv_file_becomes_a_model_and_the_model_rows(shell, tmp_path):
+    rows = pd.DataFrame({"colour": ["red", "blue", "blue", "red"] * 20, "size": range(80), "flag": [True, False] * 40})
+    rows.to_csv(tmp_path / "my.csv", index=False)
+    told, code = shell("table", "fit", tmp_path / "my.csv", "--out", tmp_path / "mine", "--updates", 20)
+    assert code == 0 and "80 rows; colour (2 values), size (number), flag (2 values); saved" in told
+    told, code = shell("table", "sample", 30, "--table", tmp_path / "mine", "--where", "colour=red", "--steps", 3,
+                       "--out", tmp_path / "rows.csv")
+    drawn = pd.read_csv(tmp_path / "rows.csv")
+    assert code == 0 and "30 rows in" in told and (drawn["colour"] == "red").all()
+    assert drawn.dtypes.equals(rows.dtypes) and drawn["size"].between(0, 79).all()
+    for arguments, message in (
+            (("fit", tmp_path / "none.csv"), "none.csv is no CSV file"), (("fit", tmp_path / "my.csv", "--out", tmp_path),
+                                                                          "is there already"),
+            (("sample", 0), "rows = 0"), (("sample", 10**8), "would take 745 GiB"),
+            (("sample", 3, "--where", "occupation=pirate"), "use one of student"),
+            (("sample", 3, "--table", tmp_path), "holds no table's model")):
+        assert message in shell("table", *arguments)[1]
+
+
+def test_costs_and_options_are_those_of_the_workload(shell):
+    told, code = shell("predict", "--rate", 0.2, "--mix", "stories_and_tables")
+    assert code == 0 and "exact (Pollaczek and Khinchine)" in told
+    assert "costs of the workload 'story'" in shell("predict", "--rate", 0.2, "--mix", "tables", "--costs",
+                                                    paths.REFERENCE / "costs.json")[1]
+    assert "--llm or --ldm is not of the workload table" in shell("serve", "--workload", "table", "--llm", "none")[1]
+    assert "--table is not of the workload story" in shell("serve", "--table", "mine")[1]
+    assert "unknown workload" in shell("serve", "--workload", "cake")[1]
+    assert "holds no table's model" in shell("serve", "--workload", "table", "--table", "nowhere")[1]

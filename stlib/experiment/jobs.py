@@ -122,7 +122,7 @@ class MixOfMixes:
         given = _MixesFile(**fields)
         parts = tuple(JobMix.from_yaml(mix) for mix in given.mixes)
         for part in parts:
-            known(f"workload of mix {part.name}", part.workload, make_workload(given.workload).parts)
+            known(f"workload of mix {part.name}", part.workload, getattr(make_workload(given.workload), "parts", ()))
         return cls(name, given.workload, parts, _shares(given.mixes.values()))
 
     def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:

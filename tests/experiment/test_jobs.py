@@ -13,7 +13,7 @@ from stlib.experiment import JobMix
 from stlib.experiment.jobs import drawn, story_pool
 from stlib.generation import StoryJob
 from stlib.prediction.cell import read_cell
-from stlib.serving.workloads import WORKLOADS
+from stlib.serving.workloads import WORKLOADS, make_workload
 
 MIXES = sorted(file.stem for file in paths.MIXES.glob("*.yml"))
 EXACT = yaml.safe_load((paths.MIXES / "stories_exact.yml").read_text())
@@ -30,6 +30,15 @@ def without(*names, **given):
 
 
 @pytest.mark.parametrize("name", MIXES)
+def test_every_job_of_a_mix_is_one_that_its_workload_does(name):
+    mix = JobMix.from_yaml(name)
+    jobs, workload = mix.sample(200, np.random.default_rng(1)), make_workload(mix.workload)
+    assert {*jobs} == {"job_id", "workload", *workload.fields} and (jobs["workload"] == mix.workload).all()
+    for row in jobs.drop(columns=["job_id", "workload"]).to_dict("records"):
+        workload.check(row)
+
+
+@pytest.mark.parametrize("name", ["images", "stories", "stories_exact"])
 def test_every_job_of_a_mix_is_a_valid_story_job(name):
     jobs = JobMix.from_yaml(name).sample(200, np.random.default_rng(1))
     assert list(jobs) == ["job_id", "workload", *(f for f in StoryJob.model_fields if f in jobs)]
@@ -43,7 +52,9 @@ def test_the_served_jobs_are_drawn_again(folder):
     """The random stream of the committed mixes stays as it was: every cell's jobs are those that were served."""
     cell, _, jobs, _ = read_cell(folder)
     again = drawn(JobMix.from_yaml(cell["mix"]), cell["arrivals"], cell["lam"], cell["seed"], cell["n_jobs"])[0]
-    jobs["captions"] = [None if captions is None else tuple(captions) for captions in jobs["captions"]]
+    if "captions" in jobs:
+        jobs["captions"] = [None if captions is None else tuple(captions) for captions in jobs["captions"]]
+    jobs, again = (one.astype(object).where(one.notna(), None) for one in (jobs, again))
     pd.testing.assert_frame_equal(jobs.sort_values("job_id", ignore_index=True), again, check_dtype=False)
 
 
@@ -211,3 +222,27 @@ def test_a_wrong_pool_is_refused(tmp_path, monkeypatch, pools, message):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     with pytest.raises(ValueError, match=message):
         story_pool("stories")
+
+
+def test_a_mix_of_mixes_has_each_by_its_weight_and_none_of_the_other_s_fields():
+    mix = JobMix.from_yaml("stories_and_tables")
+    jobs = mix.sample(3000, np.random.default_rng(1))
+    is_story = jobs["kind"] == "story"
+    assert mix.workload == "mixed" and is_story.mean() == pytest.approx(1 / 3, abs=0.03)
+    assert jobs.loc[is_story, "rows"].isna().all() and jobs.loc[~is_story, ["prompt", "n_panels"]].isna().all(axis=None)
+    assert set(jobs.loc[is_story, "n_panels"]) == {1, 2, 3, 4} and jobs["job_id"].tolist() == list(range(3000))
+    combinations, shares = mix.combinations()
+    assert len(combinations) == 36 + 12 and shares.sum() == pytest.approx(1)
+    assert shares[combinations["kind"] == "table"].sum() == pytest.approx(2 / 3)
+    pd.testing.assert_frame_equal(jobs.head(5), mix.sample(3000, np.random.default_rng(1)).head(5))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("workload: mixed\nmixes: {tables: 1}", "two or more mixes"), ("workload: mixed\nmixes: {tables: 1, x: 1}", "job mix"),
+    ("workload: mixed\nmixes: {tables: 1, images: 0}", "weight|above 0"),
+    ("workload: mixed\nmixes: {tables: 1, images: 1}\nsteps: 3", "unknown field 'steps'"),
+    ("workload: sleep\nmixes: {tables: 1, images: 1}", "sleep")])
+def test_a_mix_of_mixes_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "own.yml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        JobMix.from_yaml(tmp_path / "own.yml")

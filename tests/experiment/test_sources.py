@@ -6,7 +6,7 @@ import pytest
 from test_structure import imported, module_of
 
 from stlib import paths
-from stlib.experiment.sources import IN_REPLICA, SERVED, TOLD, code_hash
+from stlib.experiment.sources import DONE_BY, IN_REPLICA, SERVED, TOLD, code_hash
 from stlib.generation import METHODS
 
 
@@ -78,14 +78,16 @@ def test_a_method_lies_in_the_file_that_its_rows_name():
 
 NO_CODE_OF_A_ROW = {  # tables of alternatives; weights stand for the models; checks, readers of files, names
     "stlib", "stlib.generation", "stlib.generation.methods", "stlib.generation.models", "stlib.serving.workloads",
-    "stlib.serving.workloads.protocol", "stlib.serving.workloads.story_requests", "stlib.serving.rules", "stlib.paths",
+    "stlib.serving.workloads.protocol", "stlib.serving.workloads.story_requests", "stlib.serving.workloads.asked",
+    "stlib.serving.workloads.table_requests", "stlib.serving.rules", "stlib.paths",
     "stlib.settings", "stlib.queueing.checks", "stlib.serving.dispatcher", "stlib.serving.replay"}
 NOT_SERVED = NO_CODE_OF_A_ROW | {  # fits, rows and queues on paper
     "stlib.queueing", "stlib.queueing.formulas", "stlib.queueing.planning", "stlib.queueing.simulation",
     "stlib.experiment.rows", "stlib.experiment.least_squares", "stlib.experiment.sources", "stlib.serving"}
 
 
-@pytest.mark.parametrize("files, known", [(IN_REPLICA, NO_CODE_OF_A_ROW), ((*IN_REPLICA, *SERVED), NOT_SERVED)])
+@pytest.mark.parametrize("files, known", [
+    *((files, NO_CODE_OF_A_ROW) for files in DONE_BY.values()), ((*IN_REPLICA, *SERVED), NOT_SERVED)])
 def test_what_the_named_files_import_is_named_too(files, known):
     """So that a new module is not forgotten: it is code of the rows, or stands in the list of what is not."""
     root = paths.ROOT

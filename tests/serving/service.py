@@ -35,10 +35,10 @@ class Caller:
 class Served(Caller):
     """A dispatcher and its server on a free port, in a thread."""
 
-    def __init__(self, replicas=1, **options):
+    def __init__(self, replicas=1, workload="story", **options):
         options = {"menu": read_menu(),
                    "estimate": lambda params, method: 0.1 if params.get("steps") == 1 else 1.5} | options
-        self.dispatcher = Dispatcher("story", replicas, method="parallel", **options)
+        self.dispatcher = Dispatcher(workload, replicas, method="parallel", **options)
         self.stack = ExitStack()
 
     def __enter__(self):
