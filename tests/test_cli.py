@@ -311,8 +311,8 @@ def test_a_csv_file_becomes_a_model_and_the_model_rows(shell, tmp_path):
     assert code == 0 and "30 rows in" in told and (drawn["colour"] == "red").all()
     assert drawn.dtypes.equals(rows.dtypes) and drawn["size"].between(0, 79).all()
     for arguments, message in (
-            (("fit", tmp_path / "none.csv"), "none.csv is no CSV file"), (("fit", tmp_path / "my.csv", "--out", tmp_path),
-                                                                          "is there already"),
+            (("fit", tmp_path / "none.csv"), "none.csv is no CSV file"),
+            (("fit", tmp_path / "my.csv", "--out", tmp_path), "is there already"),
             (("sample", 0), "rows = 0"), (("sample", 10**8), "would take 745 GiB"),
             (("sample", 3, "--where", "occupation=pirate"), "use one of student"),
             (("sample", 3, "--table", tmp_path), "holds no table's model")):

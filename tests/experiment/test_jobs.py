@@ -238,7 +238,8 @@ def test_a_mix_of_mixes_has_each_by_its_weight_and_none_of_the_other_s_fields():
 
 
 @pytest.mark.parametrize("text, message", [
-    ("workload: mixed\nmixes: {tables: 1}", "two or more mixes"), ("workload: mixed\nmixes: {tables: 1, x: 1}", "job mix"),
+    ("workload: mixed\nmixes: {tables: 1}", "two or more mixes"),
+    ("workload: mixed\nmixes: {tables: 1, x: 1}", "job mix"),
     ("workload: mixed\nmixes: {tables: 1, images: 0}", "weight|above 0"),
     ("workload: mixed\nmixes: {tables: 1, images: 1}\nsteps: 3", "unknown field 'steps'"),
     ("workload: sleep\nmixes: {tables: 1, images: 1}", "sleep")])

@@ -93,7 +93,8 @@ def test_a_mixture_s_costs_are_drawn_and_estimated_alike():
     draws = costs.sample_s(jobs, "sequential", np.random.default_rng(0), draws=4000)
     assert np.allclose(draws.mean(axis=0), mean, rtol=0.02)
     moments = costs.moments(mix.sample(4000, np.random.default_rng(4)), "sequential")
-    tables = Costs.read("table").moments(JobMix.from_yaml("tables").sample(4000, np.random.default_rng(4)), "sequential")
+    alone = JobMix.from_yaml("tables").sample(4000, np.random.default_rng(4))
+    tables = Costs.read("table").moments(alone, "sequential")
     assert moments.mean_s > tables.mean_s and moments.scv > tables.scv
 
 
@@ -121,10 +122,10 @@ def test_both_kinds_are_served_over_http(served):
     told = answer.raise_for_status().json()
     assert told["rows"] == 12 and set(told["table"]["occupation"]) == {"student"} and set(told["table"]) == {*survey()}
     assert told["times_s"]["denoising"] > 0
-    story = served.client.post("/stories", json={"captions": ["a fox"], "steps": 2, "image_size": 64}).raise_for_status()
-    assert len(story.json()["panels"]) == 1
+    story = served.client.post("/stories", json={"captions": ["a fox"], "steps": 2, "image_size": 64})
+    assert len(story.raise_for_status().json()["panels"]) == 1
     for wrong, field in (({"rows": 0}, "rows"), ({"rows": 10**8}, "rows"), ({}, "rows"),
-                         ({"rows": 2, "conditions": {"occupation": "pirate"}}, "value of column 'occupation'"),
+                         ({"rows": 2, "conditions": {"occupation": "pirate"}}, "conditions"),
                          ({"rows": 2, "prompt": "a fox"}, "prompt"), ({"rows": 2, "kind": "story"}, "kind")):
         refused = served.client.post("/tables", json=wrong)
         assert refused.status_code == 422 and refused.json()["error"]["param"] == field, refused.text

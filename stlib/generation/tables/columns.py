@@ -68,6 +68,11 @@ class Column:
             return len(self.levels) if len(self.levels) > 1 else 0
         return 1 + bool(self.gaps)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a number and whole."""
+        return self.knots is not None and self.dtype.lower().startswith(("int", "uint"))
+
     def encode(self, values: pd.Series, rng: np.random.Generator) -> np.ndarray:
         """The code (n, width), float32. Raises FieldError for a category never seen."""
         missing = values.isna().to_numpy()
@@ -97,7 +102,7 @@ class Column:
         places = np.clip(ndtr(code[:, 0].astype(float)), 0, 1) * (KNOTS - 1)
         knots = np.array(self.knots)
         numbers = knots[np.rint(places).astype(int)] if self.tied else np.interp(places, range(KNOTS), knots)
-        if self.dtype.lower().startswith(("int", "uint")):
+        if self.is_whole:
             numbers = np.rint(numbers)
         return self.typed(pd.Series(np.where(code[:, 1] > 0, np.nan, numbers) if self.gaps else numbers))
 
@@ -113,9 +118,9 @@ class Column:
         if self.levels is not None:
             known(f"value of column {self.name!r}", value, self.levels)
         elif isinstance(value, bool) or not isinstance(value, int | float) \
-                or not self.knots[0] <= value <= self.knots[-1]:
-            raise FieldError(f"unknown value of column {self.name!r} {value!r}: use a number from {self.knots[0]:g} to "
-                             f"{self.knots[-1]:g}", "conditions")
+                or not self.knots[0] <= value <= self.knots[-1] or (self.is_whole and value != int(value)):
+            raise FieldError(f"unknown value of column {self.name!r} {value!r}: use a {'whole ' * self.is_whole}number "
+                             f"from {self.knots[0]:g} to {self.knots[-1]:g}")
 
 
 @dataclass(frozen=True)
@@ -158,8 +163,11 @@ class Columns:
     def check(self, conditions: Mapping) -> None:
         """Raise FieldError for a column or value of `conditions` that is none of these."""
         of = {column.name: column for column in self.columns}
-        for name, value in conditions.items():
-            of[known("column", name, of)].check(value)
+        try:
+            for name, value in conditions.items():
+                of[known("column", name, of)].check(value)
+        except FieldError as error:
+            raise FieldError(f"conditions: {error}", "conditions") from None
 
     def held(self, conditions: Mapping, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The code (n, width) of `conditions`, 0 where there is none, and which columns (c,) have one."""

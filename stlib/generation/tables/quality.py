@@ -18,7 +18,7 @@ AT_ONCE = 200  # rows that are compared with all others
 def column_scores(real: pd.DataFrame, drawn: pd.DataFrame) -> pd.Series:
     """By column, 1 - the Kolmogorov-Smirnov distance of numbers, 1 - the total variation distance of categories."""
     _check(real, drawn)
-    return pd.Series({name: 1 - ks_2samp(real[name].dropna(), drawn[name].dropna()).statistic if _is_number(real[name])
+    return pd.Series({name: _not_apart(real[name].dropna(), drawn[name].dropna()) if _is_number(real[name])
                       else _overlap(*(_shares(one[[name]]) for one in (real, drawn))) for name in real})
 
 
@@ -85,6 +85,10 @@ def shuffled(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
 
 def _is_number(values: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _not_apart(one: pd.Series, other: pd.Series) -> float:
+    return 1 - ks_2samp(one, other, method="asymp").statistic
 
 
 def _shares(rows: pd.DataFrame) -> pd.Series:
