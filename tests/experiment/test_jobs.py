@@ -242,7 +242,7 @@ def test_a_mix_of_mixes_has_each_by_its_weight_and_none_of_the_other_s_fields():
     ("workload: mixed\nmixes: {tables: 1, x: 1}", "job mix"),
     ("workload: mixed\nmixes: {tables: 1, images: 0}", "weight|above 0"),
     ("workload: mixed\nmixes: {tables: 1, images: 1}\nsteps: 3", "unknown field 'steps'"),
-    ("workload: sleep\nmixes: {tables: 1, images: 1}", "sleep")])
+    ("workload: sleep\nmixes: {tables: 1, images: 1}", "unknown workload of mix tables")])
 def test_a_mix_of_mixes_that_is_none_is_refused(tmp_path, text, message):
     (tmp_path / "own.yml").write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -33,7 +33,7 @@ def of(method):
     ("generation/methods/sequential.py", "one_after_another([", "one_after_another(\n        ["),
     ("generation/methods/__init__.py", "METHODS = {", 'METHODS = {"other": parallel.METHOD, '),
     ("generation/methods/parallel.py", "def parallel(pipe,", "def parallel(pipe, *, _=0,"),
-    ("serving/workloads/__init__.py", "(StoryWorkload, SleepWorkload)", "(StoryWorkload,)"),
+    ("serving/workloads/__init__.py", "(StoryWorkload, TableWorkload,", "(StoryWorkload,"),
     ("serving/dispatcher.py", "class Dispatcher:", "class Dispatcher(object):"),
     ("queueing/simulation.py", "def simulate(", "def simulate(_, "),
     ("experiment/costs.py", "class Costs:", "class Costs(object):"),
@@ -83,7 +83,8 @@ NO_CODE_OF_A_ROW = {  # tables of alternatives; weights stand for the models; ch
     "stlib.settings", "stlib.queueing.checks", "stlib.serving.dispatcher", "stlib.serving.replay"}
 NOT_SERVED = NO_CODE_OF_A_ROW | {  # fits, rows and queues on paper
     "stlib.queueing", "stlib.queueing.formulas", "stlib.queueing.planning", "stlib.queueing.simulation",
-    "stlib.experiment.rows", "stlib.experiment.least_squares", "stlib.experiment.sources", "stlib.serving"}
+    "stlib.experiment.rows", "stlib.experiment.least_squares", "stlib.experiment.sources", "stlib.serving",
+    "stlib.generation.tables"}
 
 
 @pytest.mark.parametrize("files, known", [

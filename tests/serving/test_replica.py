@@ -59,7 +59,7 @@ def test_without_probes_nothing_is_added(sleeper):
 
 
 def test_unknown_workloads_are_refused_before_ray_starts():
-    with pytest.raises(ValueError, match="unknown workload 'dream': use one of story, sleep"):
+    with pytest.raises(ValueError, match="unknown workload 'dream': use one of story, table, mixed, sleep"):
         ReplicaSpec("dream").start()
 
 

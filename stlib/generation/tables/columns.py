@@ -40,6 +40,9 @@ class Column:
     def of(cls, values: pd.Series) -> "Column":
         """Of a column's values. Raises FieldError, naming the column, for dates, free text and other objects."""
         name, dtype, there = str(values.name), str(values.dtype), values.dropna()
+        for one in there if dtype == "object" else ():
+            if not isinstance(one, str | bool | int | float | np.generic):
+                raise FieldError(f"column {name!r} holds {type(one).__name__}: give numbers or text", name)
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and there.nunique() > 1:
             numbers = there.to_numpy(float)
             if not np.isfinite(numbers).all():
@@ -53,8 +56,6 @@ class Column:
         ordered = dtype == "category" and values.cat.ordered
         levels = [one for one in values.cat.categories if (there == one).any()] if dtype == "category" else \
             sorted(there.unique().tolist(), key=lambda one: (str(type(one)), one))
-        if not all(isinstance(one, str | bool | int | float | np.generic) for one in levels):
-            raise FieldError(f"column {name!r} holds {type(levels[0]).__name__}: give numbers or text", name)
         if len(levels) > MOST_LEVELS or (len(levels) > 50 and len(levels) > len(there) / 2):
             raise FieldError(f"column {name!r} has {len(levels)} different texts: free text, or a name of each row; "
                              "leave it out", name)

@@ -15,6 +15,7 @@ import diffusers
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
@@ -184,7 +185,7 @@ class TableDiffusion:
             columns = Columns.from_dict(json.loads((Path(folder) / FILES[0]).read_text(encoding="utf-8")))
             net = RowNet(columns.widths)
             net.load_state_dict(load_file(Path(folder) / FILES[1]))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder} holds no table's model ({type(error).__name__}): name a folder made by "
                              "`python -m stlib table fit`") from error
         return cls(columns, net)
