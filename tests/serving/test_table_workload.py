@@ -132,7 +132,8 @@ def test_both_kinds_are_served_over_http(served):
 
 
 def test_a_mixture_is_replayed_job_by_job(served):
-    jobs = pd.DataFrame([STORY | {"job_id": 0}, TABLE | {"job_id": 1}, STORY | {"job_id": 2}]).assign(workload="mixed")
+    jobs = pd.DataFrame([STORY | {"job_id": 0}, TABLE | {"job_id": 1}, STORY | {"job_id": 2}], dtype=object)
+    jobs = jobs.where(jobs.notna(), None).assign(workload="mixed")
     table, products = replay(jobs, [0.0, 0.0, 0.1], served.dispatcher, progress=False)
     assert (table["outcome"] == "completed").all() and (table["workload"] == "mixed").all()
     assert products["row_steps_run"].tolist() == [0, 120, 0]
