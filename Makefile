@@ -42,6 +42,8 @@ EXPERIMENT := stlib/settings.py $(wildcard stlib/experiment/*.py) $(wildcard dat
 PREDICTION := $(wildcard stlib/prediction/*.py)
 SERVING := $(wildcard stlib/serving/*.py stlib/serving/workloads/*.py)
 QUEUEING := $(wildcard stlib/queueing/*.py)
+TABLES := $(wildcard stlib/generation/tables/*.py data/models/table/*.* data/*_tables.yml)
+TABLE_CELLS := $(wildcard data/reference/served/cell_2[1-4]_*/*)
 REPORT := stlib/report.py stlib/paths.py
 # The reference's rows, which full measures and the other profiles read.
 REFERENCE := $(if $(filter-out full,$(PROFILE)),$(wildcard data/reference/*.* data/reference/served/*/*))
@@ -82,8 +84,8 @@ $(OUT)/02_parallel_and_autoregressive.ipynb: $(GENERATION) $(filter %.py,$(EXPER
 $(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml data/menu.yml $(filter data/reference/05_%,$(REFERENCE))
 $(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) data/reference/validate/select_model.json $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(filter data/reference/07_%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
-$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0% data/reference/11_% data/reference/costs_%,$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
-$(OUT)/11_tabular_jobs.ipynb: $(GENERATION) $(wildcard stlib/generation/tables/*.py) $(wildcard data/models/table/*.*) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign_tables.yml data/design_tables.yml data/menu.yml $(filter data/reference/11_% data/reference/validation.csv data/reference/served/cell_2%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
+$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0% data/reference/11_% data/reference/costs_% $(TABLE_CELLS),$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
+$(OUT)/11_tabular_jobs.ipynb: $(GENERATION) $(TABLES) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/menu.yml $(filter data/reference/11_% data/reference/costs_% data/reference/validation.csv $(TABLE_CELLS),$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 
 $(OUT)/report.pdf: report/main.tex report/build.py $(EXECUTED)

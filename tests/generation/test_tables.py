@@ -1,5 +1,7 @@
 """A table's columns, its diffusion model and how good its rows are."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stlib.generation.models import ModelError
+from stlib.generation.quantization import PRECISIONS
 from stlib.generation.tables import Columns, TableDiffusion, TableJob, quality
 from stlib.generation.tables.fair import survey, train_and_held_out
 from stlib.generation.tables.files import read_conditions, read_table
@@ -163,7 +166,8 @@ def test_progress_ends_at_all_steps_of_all_rows(model):
     assert seen[-1] == (200, 200) and len(seen) == 12 and seen == sorted(seen)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "dynamic-int8"])
+@pytest.mark.parametrize("precision", [name for name, one in PRECISIONS.items()
+                                       if not one.package or find_spec(one.package)])
 def test_a_precision_draws_much_the_same_rows(model, precision):
     whole, fewer = (model.sample(50, precision=one, steps=5) for one in ("fp32", precision))
     assert (fewer["colour"] == whole["colour"]).mean() > 0.9 and (fewer.dtypes == whole.dtypes).all()
@@ -227,6 +231,8 @@ def test_the_closest_record_is_found_by_gower():
     records = pd.DataFrame({"x": [0.0, 10.0], "c": ["a", "b"]})
     rows = pd.DataFrame({"x": [0.0, 4.0, 10.0], "c": ["a", "a", "a"]})
     assert quality.closest(rows, records).tolist() == [0, 0.2, 0.5]
+    gaps = pd.DataFrame({"x": [np.nan, 0.0], "c": ["a", "a"]})
+    assert quality.closest(gaps, records).tolist() == [0.5, 0] and quality.closest(gaps, gaps).tolist() == [0, 0]
     with pytest.raises(ValueError, match="of the same columns"):
         quality.closest(rows[["x"]], records)
 

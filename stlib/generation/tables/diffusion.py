@@ -38,6 +38,8 @@ FILES = "config.json", "model.safetensors"
 class RowNet(nn.Module):
     """The velocity (n, width) of noisy codes; columns: the widths of the columns' codes."""
 
+    dtype = torch.float32  # what it computes in, whatever its weights are kept in
+
     def __init__(self, columns: list[int], width: int = WIDTH, blocks: int = BLOCKS):
         super().__init__()
         code = sum(columns)
@@ -49,10 +51,9 @@ class RowNet(nn.Module):
 
     def forward(self, noisy: torch.Tensor, t: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         """noisy (n, width), columns that are told clean; steps t (n,) or (1,); told (n or 1, columns): 1 if so."""
-        own = self.enter.weight.dtype if isinstance(self.enter, nn.Linear) else noisy.dtype
-        hidden = self.enter(torch.cat([noisy, told.expand(len(noisy), -1)], 1).to(own))
+        hidden = self.enter(torch.cat([noisy, told.expand(len(noisy), -1)], 1).to(self.dtype))
         angle = t[:, None] * torch.exp(torch.linspace(0, -7, 32))
-        hidden = hidden + self.time(torch.cat([angle.sin(), angle.cos()], 1).to(hidden.dtype))
+        hidden = hidden + self.time(torch.cat([angle.sin(), angle.cos()], 1).to(self.dtype))
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return self.leave(hidden).to(noisy.dtype)
@@ -165,6 +166,7 @@ class TableDiffusion:
         if precision not in self._nets:
             scheme = PRECISIONS[precision]
             net = copy.deepcopy(self.net).to(scheme.dtype)
+            net.dtype = scheme.dtype
             if scheme.quantize:
                 scheme.quantize(net)
             self._nets[precision] = net

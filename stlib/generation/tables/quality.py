@@ -25,14 +25,14 @@ def column_scores(real: pd.DataFrame, drawn: pd.DataFrame) -> pd.Series:
 def pair_scores(real: pd.DataFrame, drawn: pd.DataFrame) -> pd.Series:
     """By pair of columns, 1 - half the difference of correlations of numbers, else the overlap of the joint shares.
 
-    A number beside a category is put into ten bins of equal width over both tables.
+    A number beside a category is put into ten bins of equal width over both tables, a missing one into its own.
     """
     _check(real, drawn)
     binned = [one.copy() for one in (real, drawn)]
     for name in filter(lambda name: _is_number(real[name]), real):
         edges = np.histogram_bin_edges(np.concatenate([one[name].dropna() for one in (real, drawn)]), BINS)
         for one in binned:
-            one[name] = np.digitize(one[name], edges[1:-1])
+            one[name] = np.where(one[name].isna(), -1, np.digitize(one[name], edges[1:-1]))
     scores = {}
     for pair in map(list, combinations(real, 2)):
         if all(_is_number(real[name]) for name in pair):
@@ -59,22 +59,21 @@ def utility(train: pd.DataFrame, test: pd.DataFrame, target: pd.Series, of_train
 def closest(rows: pd.DataFrame, records: pd.DataFrame) -> np.ndarray:
     """Of each row the distance to the closest record, (n,): the mean over columns of Gower's, 0 for a copy.
 
-    Of numbers their difference over the records' range, of categories 0 or 1.
+    Of numbers their difference over the records' range, of categories 0 or 1; where one of the two is missing, 1.
     """
     _check(records, rows)
     total = np.empty(len(rows))
     numbers = [name for name in records if _is_number(records[name])]
-    span = records[numbers].max() - records[numbers].min()
-    ours, theirs = (((one[numbers] - records[numbers].min()) / span.where(span > 0, 1)).to_numpy(float)
-                    for one in (rows, records))
-    names = [name for name in records if name not in numbers]
-    coded = [np.column_stack([pd.factorize(pd.concat([rows[name], records[name]]).astype(object))[0] for name in names]
-                             or [np.empty((len(rows) + len(records), 0))])]
-    own, known = np.split(coded[0], [len(rows)])
+    low, span = records[numbers].min(), records[numbers].max() - records[numbers].min()
+    both = pd.concat([rows, records], ignore_index=True)
+    coded = both.drop(columns=numbers).apply(lambda values: pd.factorize(values.astype(object))[0]).to_numpy(int)
+    scaled = ((both[numbers] - low) / span.where(span > 0, 1)).to_numpy(float)
     for i in range(0, len(rows), AT_ONCE):
-        part = slice(i, i + AT_ONCE)
-        apart = np.abs(ours[part, None] - theirs[None]).sum(2) + (own[part, None] != known[None]).sum(2)
-        total[part] = apart.min(axis=1) / len(records.columns)
+        (near, other), (own, known) = ((values[i : min(i + AT_ONCE, len(rows)), None], values[None, len(rows):])
+                                       for values in (scaled, coded))
+        unlike = np.isnan(near) != np.isnan(other)
+        apart = np.where(unlike, 1.0, np.nan_to_num(np.abs(near - other))).sum(2) + (own != known).sum(2)
+        total[i : i + AT_ONCE] = apart.min(axis=1) / len(records.columns)
     return total
 
 

@@ -100,7 +100,8 @@ def _own(params: Mapping) -> dict:
 def _of_kind(request: type, name: str) -> type:
     """The request, whose job says its kind."""
     return type(request.__name__, (request,), {
-        "__doc__": request.__doc__, "params": lambda self: request.params(self) | {"kind": name}})
+        "__doc__": request.__doc__, "__module__": request.__module__,
+        "params": lambda self: request.params(self) | {"kind": name}})
 
 
 def _by_kind(job: Mapping, of) -> dict:
