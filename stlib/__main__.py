@@ -245,7 +245,7 @@ def models():
 def fit_table(
     file: Annotated[Path, typer.Argument(help="a CSV file; its first line names the columns")],
     out: Annotated[Path, typer.Option(help="folder for the model")] = Path("table"),
-    updates: Annotated[int, typer.Option(min=1, help="of the network; the default takes a minute or two")] = 4000,
+    updates: Annotated[int, typer.Option(min=1, help="of the network; the default takes a minute or two")] = 5000,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="fixes the training")] = 0,
 ):
     """Fit a model to a CSV file; `table sample --table FOLDER` draws rows then, `serve --workload table` serves."""
@@ -268,7 +268,7 @@ def sample_table(
     table: Table = TABLE,
     where: Annotated[list[str], typer.Option(help="occupation=student: a value that a column has in all rows; may be "
                                                   "given again")] = (),
-    steps: Annotated[int, typer.Option(help="denoising steps")] = 20,
+    steps: Annotated[int, typer.Option(help="denoising steps")] = 40,
     seed: Annotated[int, typer.Option(help="reproduces the rows")] = 0,
     out: Annotated[Path, typer.Option(help="CSV file for the rows")] = Path("rows.csv"),
 ):

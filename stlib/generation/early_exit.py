@@ -23,11 +23,13 @@ class EarlyExit(Fields):
 
     step: after so many steps. change: when the predicted x0 moved by less than this from one step to the next,
     relative to its norm. information: when two predictions in a row share so much information, nats a latent value.
+    least: steps before which the last two rules are not asked; the first predictions may all be the mean.
     """
 
     step: whole(1, 200) = None
     change: Annotated[float | None, Field(gt=0, lt=2)] = None
     information: Annotated[float | None, Field(gt=0, lt=np.log(BINS))] = None
+    least: whole(1, 200) = 1
 
     @model_validator(mode="after")
     def _one(self):
@@ -39,7 +41,7 @@ class EarlyExit(Fields):
         """Whether the prediction after `n_steps` will do, for all of a batch. last: the one before it, if any."""
         if self.step is not None:
             return n_steps >= self.step
-        if last is None:
+        if last is None or n_steps < self.least:
             return False
         if self.change is not None:
             return bool((relative_change(last, x0) < self.change).all())

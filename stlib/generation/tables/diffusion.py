@@ -28,10 +28,10 @@ from stlib.generation.tables.columns import Columns
 from stlib.generation.tables.job import TableJob, TableResult
 from stlib.settings import FieldError
 
-WIDTH, BLOCKS = 192, 3
+WIDTH, BLOCKS, WHEN = 192, 3, 64
 BATCH, RATE, AVERAGED = 512, 2e-3, 0.998  # rows of an update, its peak rate, the weights' moving average
-UPDATES = 4000
-TOLD_NONE = 0.5  # of the rows are told no column at training
+UPDATES = 5000
+TOLD_NONE, TOLD_ONE = 0.4, 0.3  # of the rows are told no column at training, and one alone
 FILES = "config.json", "model.safetensors"
 
 
@@ -43,20 +43,46 @@ class RowNet(nn.Module):
     def __init__(self, columns: list[int], width: int = WIDTH, blocks: int = BLOCKS):
         super().__init__()
         code = sum(columns)
-        self.enter = nn.Linear(code + len(columns), width)
-        self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(),
-                                                  nn.Linear(width, width)) for _ in range(blocks))
+        self.of_column = torch.repeat_interleave(torch.arange(len(columns)), torch.tensor(columns))
+        self.enter = nn.Linear(2 * code, width)  # what is told has inputs of its own
+        self.when = nn.Sequential(nn.Linear(WHEN + len(columns), WHEN), nn.SiLU(), nn.Linear(WHEN, WHEN), nn.SiLU())
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, code))
 
     def forward(self, noisy: torch.Tensor, t: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         """noisy (n, width), columns that are told clean; steps t (n,) or (1,); told (n or 1, columns): 1 if so."""
-        hidden = self.enter(torch.cat([noisy, told.expand(len(noisy), -1)], 1).to(self.dtype))
-        angle = t[:, None] * torch.exp(torch.linspace(0, -7, 32))
-        hidden = hidden + self.time(torch.cat([angle.sin(), angle.cos()], 1).to(self.dtype))
+        held = told[:, self.of_column]
+        hidden = self.enter(torch.cat([noisy * (1 - held), noisy * held], 1).to(self.dtype))
+        angle = t[:, None] * torch.exp(torch.linspace(0, -7, WHEN // 2))
+        when = self.when(torch.cat([angle.sin(), angle.cos(), told], 1).to(self.dtype))
         for block in self.blocks:
-            hidden = hidden + block(hidden)
+            hidden = block(hidden, when)
         return self.leave(hidden).to(noisy.dtype)
+
+
+class Block(nn.Module):
+    """A residual block that the step and what is told scale and shift (as Peebles & Xie 2023).
+
+    At the first steps a row is noise, and only what is told says anything: inputs are weighed, not only added.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.change = nn.LayerNorm(width, elementwise_affine=False), nn.Linear(WHEN, 3 * width)
+        self.body = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, hidden: torch.Tensor, when: torch.Tensor) -> torch.Tensor:
+        """hidden (n, width); when (n or 1, WHEN)."""
+        scale, shift, gate = self.change(when).chunk(3, dim=1)
+        return hidden + (1 + gate) * self.body(self.norm(hidden) * (1 + scale) + shift)
+
+
+def _told(n: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    """Which columns (n, columns) the rows of an update are told, 1 or 0: none, one, or a random part."""
+    order = torch.rand(n, columns, generator=generator).argsort(1)
+    how, part = torch.rand(2, n, 1, generator=generator)
+    many = torch.where(how < TOLD_NONE + TOLD_ONE, 1, (part * (columns + 1)).long())
+    return ((order < many) & (how >= TOLD_NONE)).float()
 
 
 def scheduler():
@@ -85,20 +111,17 @@ class TableDiffusion:
             torch.manual_seed(seed)
             net = RowNet(columns.widths)
         average, noise = copy.deepcopy(net), scheduler()
-        optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=1e-4)
-        of_column = torch.repeat_interleave(torch.arange(len(columns.widths)), torch.tensor(columns.widths))
-        weight = 1 / (torch.tensor(columns.widths)[of_column] * len(widths))
+        optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=1e-4, fused=True)
+        weight = 1 / (torch.tensor(columns.widths)[net.of_column] * len(widths))
         bar = tqdm(range(updates), desc="training", disable=not progress, mininterval=1)
         for update in bar:
             if update % 500 == 0:  # ties get another place
                 code = torch.from_numpy(columns.encode(table, rng))
             clean = code[torch.randint(len(code), (BATCH,), generator=generator)]
-            told = torch.rand(BATCH, len(columns.widths), generator=generator)
-            share = torch.rand(BATCH, 1, generator=generator)
-            told = ((told < share) & (torch.rand(BATCH, 1, generator=generator) >= TOLD_NONE)).float()
-            t = torch.randint(len(noise.alphas_cumprod), (BATCH,), generator=generator)
+            told = _told(BATCH, len(columns.widths), generator)
+            t = torch.randint(len(noise.alphas_cumprod), (2, BATCH), generator=generator).amax(0)  # most at high noise
             drawn = torch.randn(clean.shape, generator=generator)
-            held = told[:, of_column] > 0
+            held = told[:, net.of_column] > 0
             noisy = torch.where(held, clean, noise.add_noise(clean, drawn, t))
             error = (net(noisy, t.float(), told) - noise.get_velocity(clean, drawn, t)).square() * weight
             loss = (error * ~held).sum(1).mean()
@@ -129,8 +152,8 @@ class TableDiffusion:
         code, told = self.columns.held(job.conditions, job.rows, rng)
         code, told = torch.from_numpy(code), torch.from_numpy(told)[None]
         noise = torch.randn(code.shape, generator=torch.Generator().manual_seed(job.seed))
-        of_column = torch.repeat_interleave(torch.arange(told.shape[1]), torch.tensor(self.columns.widths))
-        held, net = told[0, of_column] > 0, self._net(job.precision)
+        net = self._net(job.precision)
+        held = told[0, net.of_column] > 0
         parts, steps_run, row_steps = [], 0, 0
         denoising = time.monotonic()
         for start in range(0, job.rows, job.batch):

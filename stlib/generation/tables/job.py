@@ -10,7 +10,7 @@ from stlib.generation.early_exit import EarlyExit
 from stlib.generation.quantization import PRECISIONS
 from stlib.settings import FieldError, Fields, one_of, whole
 
-MOST_ROWS, ROW_BYTES = 200_000, 8_000  # of a job; of memory that a row of one batch takes while it is drawn
+MOST_ROWS, ROW_BYTES, MOST_TOGETHER = 200_000, 8_000, 1_000  # of a job; of its memory; of a batch
 METHODS = ("sequential", "parallel")
 
 
@@ -26,8 +26,8 @@ class TableJob(Fields):
     """One job: rows of a table to be drawn. None is as if left out.
 
     rows: 1 to MOST_ROWS. steps: denoising steps of each row, 1 to 200.
-    method: parallel draws all rows in one batch; sequential batches of batch_rows, one after another. The rows are
-        the same.
+    method: parallel draws MOST_TOGETHER rows in one batch, more would leave the processor's cache; sequential batches
+        of batch_rows. The rows are the same.
     conditions: a value for any of the columns, which all rows will have.
     precision: of the network. early_exit: an `EarlyExit`, for each batch as a whole, or its fields.
     seed: fixes the rows, 0 to 2**32 - 1.
@@ -36,7 +36,7 @@ class TableJob(Fields):
     """
 
     rows: Annotated[int, BeforeValidator(_fits), Field(ge=1, description=f"a whole number from 1 to {MOST_ROWS}")]
-    steps: whole(1, 200) = 20
+    steps: whole(1, 200) = 40
     batch_rows: whole(1, MOST_ROWS) = 256
     method: one_of("method", METHODS) = "sequential"
     conditions: Annotated[dict[str, Any], Field(description="a value by column", examples=[{}])] = Field(
@@ -48,7 +48,7 @@ class TableJob(Fields):
     @property
     def batch(self) -> int:
         """Rows that are drawn together."""
-        return self.rows if self.method == "parallel" else min(self.batch_rows, self.rows)
+        return min(MOST_TOGETHER if self.method == "parallel" else self.batch_rows, self.rows)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from stlib import paths
 from stlib.serving.workloads.protocol import LastCall, Progress
 
 PROBE_ROWS, PROBE_STEPS = 1000, 2
-LARGE = 1000  # rows: what is computed of larger batches does not stay in a processor's cache
 EMBEDDED = paths.MODELS / "table"
 
 
@@ -73,14 +72,14 @@ class TableWorkload:
     def terms(job: Mapping) -> dict:
         """What a job costs, numbers or arrays (n,): a constant, rows, calls of the network, denoising steps of rows.
 
-        A batch is drawn by as many calls as it has steps; each call costs for itself and by its rows, those of all
-        rows in one batch more beyond LARGE of them.
+        A batch is drawn by as many calls as it has steps; each call costs for itself and by its rows.
         """
+        from stlib.generation.tables.job import MOST_TOGETHER
+
         rows, steps = job["rows"] * 1.0, job["row_steps_run"] / job["rows"]
-        together = np.minimum(job["batch_rows"], rows)
         return {"table": np.ones_like(rows), "rows": rows, "row steps": rows * steps,
-                "large row steps": np.maximum(rows - LARGE, 0) * steps, "batch steps": steps,
-                "more batch steps": (np.ceil(rows / together) - 1) * steps}
+                "large batch steps": np.ceil(rows / MOST_TOGETHER) * steps,
+                "small batch steps": np.ceil(rows / job["batch_rows"]) * steps}
 
     @staticmethod
     def known(job: Mapping) -> dict:
