@@ -158,6 +158,8 @@ def test_an_early_exit_ends_each_batch_by_itself(model):
     assert (result.steps_run, result.row_steps_run) == (15, 250) and len(result.table) == 50
     never = model.draw(TableJob(rows=50, steps=6, batch_rows=20, early_exit={"change": 1e-9}))
     assert (never.steps_run, never.row_steps_run) == (18, 300)
+    soon = model.draw(TableJob(rows=50, steps=20, batch_rows=20, early_exit={"change": 1.9, "least": 4}))
+    assert (soon.steps_run, soon.row_steps_run) == (12, 200)
 
 
 def test_progress_ends_at_all_steps_of_all_rows(model):
@@ -214,6 +216,21 @@ def test_the_embedded_model_draws_rows_that_a_classifier_learns_from(embedded):
     assert learnt(quality.shuffled(trained, np.random.default_rng(0))) < 0.6
     assert quality.column_scores(trained, drawn).min() > 0.95
     assert (quality.closest(drawn, trained) == 0).mean() <= (quality.closest(held_out, trained) == 0).mean() + 0.01
+
+
+def test_the_embedded_model_follows_what_is_held(embedded):
+    """An affair at a marriage rated fair, and at one rated very good, as among the real rows, within a few points."""
+    trained, _ = train_and_held_out()
+    for rating, least, most in (("fair", 0.48, 0.63), ("very good", 0.14, 0.29)):
+        drawn = embedded.sample(2000, {"rate_marriage": rating}, method="parallel", seed=2)
+        real = trained[trained["rate_marriage"] == rating]
+        assert (drawn["rate_marriage"] == rating).all()
+        assert least < (drawn["affairs"] > 0).mean() < most and least < (real["affairs"] > 0).mean() < most
+
+
+def test_large_batches_are_those_that_stay_in_the_cache(embedded):
+    jobs = [TableJob(rows=2500, steps=2, method=method, batch_rows=500) for method in ("parallel", "sequential")]
+    assert [embedded.draw(job).steps_run for job in jobs] == [6, 10]
 
 
 def test_scores_of_tables_known_by_hand():
