@@ -84,7 +84,7 @@ $(OUT)/02_parallel_and_autoregressive.ipynb: $(GENERATION) $(filter %.py,$(EXPER
 $(OUT)/05_execution_time_anova.ipynb: $(GENERATION) $(EXPERIMENT) $(SERVING) $(REPORT) data/design.yml data/menu.yml $(filter data/reference/05_%,$(REFERENCE))
 $(OUT)/06_arrivals_and_variability.ipynb: $(QUEUEING) $(REPORT) $(wildcard data/traces/*.csv) data/reference/validate/select_model.json $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/07_queueing_models.ipynb: $(QUEUEING) $(REPORT) $(filter data/reference/07_%,$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
-$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0% data/reference/11_% data/reference/costs_% $(TABLE_CELLS),$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
+$(OUT)/08_predicted_vs_served.ipynb: $(GENERATION) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/campaign.yml data/menu.yml $(filter-out data/reference/0% data/reference/11_% data/reference/costs_table% data/reference/costs_mixed% $(TABLE_CELLS),$(REFERENCE)) data/reference/validate/soak.json $(OUT)/05_execution_time_anova.ipynb
 $(OUT)/11_tabular_jobs.ipynb: $(GENERATION) $(TABLES) $(EXPERIMENT) $(PREDICTION) $(SERVING) $(QUEUEING) $(REPORT) data/menu.yml $(filter data/reference/11_% data/reference/costs_% data/reference/validation.csv $(TABLE_CELLS),$(REFERENCE)) $(OUT)/01_pipeline_baseline.ipynb
 $(OUT)/13_report_figures.ipynb: $(REPORT) $(filter-out $(OUT)/13_report_figures.ipynb,$(EXECUTED))
 

@@ -1,5 +1,6 @@
-"""The shell: python -m stlib tell | serve | predict | replay | models."""
+"""The shell: python -m stlib tell | measure | serve | predict | replay | table | models."""
 
+import math
 import os
 import sys
 import tempfile
@@ -15,8 +16,8 @@ from stlib import paths
 
 MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
 JOBS, CALIBRATION = 60, 10  # of a replay
-CostsFile = Annotated[Path | None, typer.Option("--costs", help="what jobs cost, measured; left out, the reference's "
-                                                                "of this workload")]
+System = Annotated[Path, typer.Option(help="a folder of `measure`: what is served, and what jobs cost there; left out, "
+                                           "the embedded models' reference")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
 MenuFile = Annotated[Path, typer.Option("--menu", help="what a method's name stands for: a YAML file")]
 Method = Annotated[str, typer.Option(help="inference method: a name of the menu")]
@@ -83,7 +84,7 @@ def serve(
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
     workload: Annotated[str, typer.Option(help="story, table, or mixed: both in one queue")] = "story",
-    table: Table = TABLE, costs: CostsFile = None,
+    table: Table = TABLE, system: System = paths.REFERENCE,
 ):
     """Serve over HTTP: stories (a page, POST /stories, the OpenAI Images call), tables (POST /tables), or both."""
     from stlib.experiment import Costs
@@ -93,8 +94,8 @@ def serve(
     from stlib.serving.rules import read_menu
     from stlib.serving.server import listen, run, url_of
 
-    spec = _spec(workload, llm, ldm, device, precision, threads, gpus, table)
-    fitted = Costs.read(workload, costs)
+    spec = _spec(system, workload, llm, ldm, device, precision, threads, gpus, table)
+    fitted = Costs.read(workload, system)
     busy = fitted.busy_speed(method, replicas)[replicas]
     estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
     estimate(_small_job(workload, llm), method)  # refuses a method not measured; the first request need not load
@@ -106,8 +107,13 @@ def serve(
         run(make_app(dispatcher, token), sock)
 
 
-def _spec(workload: str, llm: str, ldm: str, device: str, precision: str, threads: int, gpus: float, table: Path):
-    """The replicas of these options, checked; what is as always is left out, for the keys of what was measured."""
+def _spec(system: Path | None, workload: str, llm: str, ldm: str, device: str, precision: str, threads: int,
+          gpus: float, table: Path):
+    """The replicas of these options, checked; what is as always is left out, for the keys of what was measured.
+
+    Those of a measured system are as they were measured.
+    """
+    from stlib.experiment.system import read_spec
     from stlib.serving.replica import ReplicaSpec
 
     if device.startswith("cuda") and gpus == 0:
@@ -122,6 +128,13 @@ def _spec(workload: str, llm: str, ldm: str, device: str, precision: str, thread
             raise ValueError(f"--{'llm or --ldm' if name == 'models' else name} is not of the workload {workload}: "
                              "leave it out, or name another --workload")
     spec = ReplicaSpec(workload, given, threads, gpus)
+    if measured := read_spec(system) if system else None:
+        if spec not in (ReplicaSpec(workload), measured):
+            raise ValueError(f"--system {system} is of {measured!r}, the other options say {spec!r}: leave them out, or "
+                             "measure that system")
+        spec = measured
+    if gpus == 0 and spec.gpus == 0 and os.path.exists("/dev/nvidia0"):
+        print("note: a GPU is there and not used; give --device cuda --gpus 1", file=sys.stderr)
     spec.make().validate(_small_job(workload, llm))  # refuses models that are not there
     return spec
 
@@ -130,6 +143,36 @@ def _small_job(workload: str, llm: str) -> dict:
     story = {"captions": "a fox"} if llm == "none" else {"prompt": "a fox"}
     return {"rows": 2, "steps": 1} if workload == "table" else story | {"image_size": 128} | (
         {"kind": "story"} if workload == "mixed" else {})
+
+
+@app.command()
+def measure(
+    out: Annotated[Path, typer.Option(help="the system's folder; what is measured there already is kept")],
+    llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
+    threads: Threads = 1, gpus: GPUs = 0, menu: MenuFile = MENU,
+    workload: Annotated[str, typer.Option(help="story or table")] = "story", table: Table = TABLE,
+    design: Annotated[Path | None, typer.Option(help="the runs: a YAML file as data/design_system.yml")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="for the runs; left out, all of the design's")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="how many work side by side: what they do to each other")] = 1,
+):
+    """Measure what jobs cost on this machine with these models: a folder for serve, predict and replay --system."""
+    from stlib.experiment.system import coefficients, measure_system, plan_of
+    from stlib.serving.rules import read_menu
+
+    spec, methods = _spec(None, workload, llm, ldm, device, precision, threads, gpus, table), read_menu(menu)
+    design = design or paths.DATA / f"design_{'system' if workload == 'story' else 'tables'}.yml"
+    runs, refused = plan_of(spec, design, methods)
+    check_folder("--out", out)
+    for reason, n in refused.items():
+        print(f"left out, {n} runs: {reason}")
+    costs, worth = measure_system(spec, runs, out, menu=methods, replicas=replicas,
+                                  seconds=math.inf if minutes is None else 60 * minutes)
+    print(coefficients(costs).to_string(index=False, float_format="%.2f"))
+    print(f"{costs.n_rows} runs; a job's own spread {costs.residual_cv:.1%}; unseen runs: mean off by "
+          f"{worth['mean'].abs().mean():.1%}, a job by {worth['job'].mean():.1%}")
+    for method, speeds in costs.speed.items():
+        print(f"speed of each of {len(speeds)} busy replicas, {method}: {speeds[-1]:.3f} of one alone")
+    print(f"kept in {out}/: python -m stlib predict --system {out} --rate 0.1")
 
 
 @app.command()
@@ -143,7 +186,7 @@ def predict(
         help="p95=6: the 95th percentile may be 6 s, likewise any other one, mean and wq; slo=6:0.95: a share of 0.95 "
              "within 6 s. Tells the fewest replicas for the rate and the largest rate of the replicas; may be given "
              "again")] = (),
-    costs: CostsFile = None,
+    system: System = paths.REFERENCE,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
     from stlib.experiment import Costs, JobMix
@@ -159,7 +202,7 @@ def predict(
         raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
                          "replay, which serves a trace and predicts that run")
     jobs = JobMix.from_yaml(mix)
-    fitted = Costs.read(jobs.workload, costs)
+    fitted = Costs.read(jobs.workload, system)
     times = Campaign.from_yaml().process_of(arrivals)
     system = System.of(fitted, jobs, method, replicas, routing=routing, arrivals=times)
     capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
@@ -200,7 +243,7 @@ def replay(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="reproduces arrivals and jobs")] = 0,
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes, such as /stories")] = None,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
-    threads: Threads = 1, gpus: GPUs = 0, table: Table = TABLE, menu: MenuFile = MENU, costs: CostsFile = None,
+    threads: Threads = 1, gpus: GPUs = 0, table: Table = TABLE, menu: MenuFile = MENU, system: System = paths.REFERENCE,
 ):
     """Serve jobs for real and show the metrics beside their prediction."""
     from stlib.experiment import Costs, JobMix
@@ -216,8 +259,8 @@ def replay(
                             cells={0: cell}, **own)
     check_folder("--out", out or paths.results())
     workload = JobMix.from_yaml(mix).workload
-    fitted = Costs.read(workload, costs)
-    spec = _spec(workload, llm, ldm, device, precision, threads, gpus, table)
+    fitted = Costs.read(workload, system)
+    spec = _spec(system, workload, llm, ldm, device, precision, threads, gpus, table)
     folder = run_cell(campaign, 0, fitted, cache(lambda i: spec.start()), results=out, spec=spec)
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]

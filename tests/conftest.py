@@ -1,10 +1,12 @@
 import json
+import sys
 
 import pytest
 import ray
 from hypothesis import settings
 
 from stlib import paths
+from stlib.__main__ import main
 from stlib.serving.replica import ReplicaSpec
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
@@ -48,3 +50,15 @@ def record_summary():
         (folder / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
 
     return record
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch):
+    """The same in this process, quicker: what it printed, and the line of its error or the exit code."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stlib", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return capsys.readouterr().out, end.value.code or 0
+
+    return run

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from stlib import paths
-from stlib.__main__ import main
 from stlib.generation.quantization import PRECISIONS
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving import replica
@@ -30,19 +29,7 @@ def stlib(*arguments, **environment):
                           cwd=paths.ROOT, env=os.environ | environment, timeout=120)
 
 
-@pytest.fixture
-def shell(capsys, monkeypatch):
-    """The same in this process, quicker: what it printed, and the line of its error or the exit code."""
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stlib", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return capsys.readouterr().out, end.value.code or 0
-
-    return run
-
-
-@pytest.mark.parametrize("command", ["tell", "serve", "predict", "replay", "models", "table"])
+@pytest.mark.parametrize("command", ["tell", "measure", "serve", "predict", "replay", "models", "table"])
 def test_help(shell, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
     told, code = shell(command, "--help")
@@ -141,9 +128,10 @@ def test_unknown_profile():
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """The option that names the costs."""
-    costs = fitted_costs().to_json(tmp_path_factory.mktemp("fitted") / "costs.json")
-    return ["--costs", str(costs)]
+    """The option that names the system."""
+    folder = tmp_path_factory.mktemp("fitted")
+    fitted_costs().to_json(folder / "costs_story.json")
+    return ["--system", str(folder)]
 
 
 def test_predict_answers_in_a_line_and_plans(shell, fitted):
@@ -215,9 +203,9 @@ def test_a_trace_is_replayed_as_long_as_it_is(shell, fitted, tmp_path):
     (tmp_path / "three.csv").write_text("time,x\n0,1\n0.5,1\n1.0,1\n")
     replay = ["replay", "--mix", "images", "--arrivals", tmp_path / "three.csv", "--out", tmp_path / "out"]
     for jobs in ((), ("--jobs", 3), ("--jobs", 1)):  # all is right but the model, which is read next
-        assert "none.json holds no costs" in shell(*replay, *jobs, "--costs", "none.json")[1]
+        assert "costs_story.json holds no costs" in shell(*replay, *jobs, "--system", "none")[1]
     assert re.search("n_jobs = 4 of .*three.csv: .*at most 3", shell(*replay, "--jobs", 4, *fitted)[1])
-    assert "none.json holds no costs" in shell("replay", "--rate", 1, "--costs", "none.json")[1]
+    assert "costs_story.json holds no costs" in shell("replay", "--rate", 1, "--system", "none")[1]
     error = shell("replay", "--rate", 1, "--time-column", "when")[1]
     assert "arrivals 'poisson' cannot have {'time_column': 'when'}" in error
     assert "a trace ends" in shell("predict", "--rate", 1, "--arrivals", tmp_path / "three.csv", *fitted)[1]
@@ -238,24 +226,23 @@ def test_bad_requests_are_one_clear_line(shell, fitted, arguments, message):
 
 
 def test_a_missing_model_names_the_remedy(fitted, tmp_path):
-    done = stlib("predict", "--rate", "0.4", "--costs", str(tmp_path / "none.json"))
-    assert done.returncode != 0 and "run notebooks 05" in done.stderr and "Traceback" not in done.stderr
+    done = stlib("predict", "--rate", "0.4", "--system", str(tmp_path / "none"))
+    assert done.returncode != 0 and "stlib measure" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "{}", "null", '{"speed": {}}', "\xff", None])
 def test_a_file_of_another_kind_is_one_clear_line(shell, fitted, tmp_path, text):
-    costs = json.loads(Path(fitted[1]).read_text()) | {"beta": "many", "of another version": 1}
-    (tmp_path / "other.json").write_bytes((json.dumps(costs) if text is None else text).encode("latin-1"))
-    error = shell("predict", "--rate", 0.4, "--costs", tmp_path / "other.json")[1]
-    assert re.match("error: .*other.json holds no costs of this version", error) and "\n" not in error
-    assert "Is a directory" in shell("predict", "--rate", 0.4, "--costs", tmp_path)[1]
+    costs = json.loads((Path(fitted[1]) / "costs_story.json").read_text()) | {"beta": "many", "of another version": 1}
+    (tmp_path / "costs_story.json").write_bytes((json.dumps(costs) if text is None else text).encode("latin-1"))
+    error = shell("predict", "--rate", 0.4, "--system", tmp_path)[1]
+    assert re.match("error: .*costs_story.json holds no costs of this version", error) and "\n" not in error
 
 
 def test_a_mix_of_another_workload_is_refused(shell, fitted, tmp_path):
     (tmp_path / "tables.yml").write_text("workload: sleep\nseconds: 1\n")
     for command in (["predict", "--rate", 0.4], ["replay", "--rate", 0.4]):
         refused = shell(*command, "--mix", tmp_path / "tables.yml", *fitted)[1]
-        assert "costs of the workload 'story': give those of 'sleep'" in refused
+        assert "holds the costs of story, none of the workload 'sleep'" in refused
 
 
 @pytest.mark.slow
@@ -323,8 +310,6 @@ def test_a_csv_file_becomes_a_model_and_the_model_rows(shell, tmp_path):
 def test_costs_and_options_are_those_of_the_workload(shell):
     told, code = shell("predict", "--rate", 0.2, "--mix", "stories_and_tables")
     assert code == 0 and "exact (Pollaczek and Khinchine)" in told
-    assert "costs of the workload 'story'" in shell("predict", "--rate", 0.2, "--mix", "tables", "--costs",
-                                                    paths.REFERENCE / "costs.json")[1]
     assert "--llm or --ldm is not of the workload table" in shell("serve", "--workload", "table", "--llm", "none")[1]
     assert "--table is not of the workload story" in shell("serve", "--table", "mine")[1]
     assert "unknown workload" in shell("serve", "--workload", "cake")[1]

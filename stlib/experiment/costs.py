@@ -223,15 +223,18 @@ class Costs:
             tuples = {name: tuple(given[name]) for name in ("methods", "terms")}
             return cls(**given | {"level": Level(*given["level"])} | arrays | tuples)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no costs of this version ({error}): run notebooks 05 and 08") from error
+            raise ValueError(f"{path} holds no costs of this version ({error}): measure them with `python -m stlib measure`, or run notebooks 05 and 08") from error
 
     @classmethod
-    def read(cls, workload: str, path: str | Path | None = None) -> "Costs":
-        """A workload's costs: of the file, left out the committed reference's. Raises ValueError for another's."""
-        costs = cls.from_json(path or paths.REFERENCE / ("costs.json" if workload == "story" else
-                                                         f"costs_{workload}.json"))
+    def read(cls, workload: str, system: str | Path = paths.REFERENCE) -> "Costs":
+        """A workload's costs on a system, a folder. Raises ValueError where it was not measured."""
+        file = Path(system) / f"costs_{workload}.json"
+        if not file.exists() and (others := sorted(Path(system).glob("costs_*.json"))):
+            raise ValueError(f"{system} holds the costs of {', '.join(one.stem[6:] for one in others)}, none of the "
+                             f"workload {workload!r}: measure it, or give another --system")
+        costs = cls.from_json(file)
         if costs.workload != workload:
-            raise ValueError(f"{path} holds the costs of the workload {costs.workload!r}: give those of {workload!r}")
+            raise ValueError(f"{file} holds the costs of the workload {costs.workload!r}: it was renamed")
         return costs
 
     def _columns(self, job, method, counts: Mapping) -> list:

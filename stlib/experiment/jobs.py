@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from stlib import paths
+from stlib.experiment.rows import row_seeds
 from stlib.queueing import checks
 from stlib.queueing.arrivals import arrival_process
 from stlib.serving.workloads import make_workload
@@ -217,6 +218,20 @@ def story_pool(name: str) -> list[dict]:
     """A committed pool of stories, dicts with `prompt` and `captions`. Raises ValueError for an unknown name."""
     pools = read_yaml(paths.DATA / "prompts.yml", _Pools).model_extra
     return [dict(story) for story in pools[known("story pool", name, pools)]]
+
+
+def with_stories(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each run of a design with a story of the pool and a seed, which follow from the run alone.
+
+    It decodes exactly its llm_tokens; at 0, or where they are no factor, it has captions alone.
+    """
+    stories, rngs = story_pool("stories"), [np.random.default_rng(int(seed)) for seed in row_seeds(runs)]
+    tokens = runs.get("llm_tokens", pd.Series(0, runs.index))
+    told = [stories[rng.integers(len(stories))] for rng in rngs]
+    prompts = [story["prompt"] if one else "" for story, one in zip(told, tokens > 0, strict=True)]
+    captions = [tuple(story["captions"][:n]) for story, n in zip(told, runs["n_panels"], strict=True)]
+    return runs.assign(prompt=prompts, captions=captions, exact_tokens=tokens > 0, llm_tokens=tokens.clip(lower=1),
+                       seed=[rng.integers(2**31) for rng in rngs])
 
 
 def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:

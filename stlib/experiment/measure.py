@@ -45,24 +45,25 @@ class FreshReplicas:
 
     A process keeps the memory it was given, and with it about a percent of its speed, for its life: runs that are to
     speak for any process are spread over many. The products get `process`, an id of the replicas that no others have:
-    a measurement that is resumed does so in another process. workload: a name of the registry.
+    a measurement that is resumed does so in another process. spec: of the replicas; a name: of such a workload.
     """
 
-    def __init__(self, workload: str, runs: int | None = None, menu: dict | None = None):
-        self.workload, self.runs, self.menu, self.handles = workload, runs, menu, {}
+    def __init__(self, spec: ReplicaSpec | str, runs: int | None = None, menu: dict | None = None):
+        self.spec = ReplicaSpec(spec) if isinstance(spec, str) else spec
+        self.runs, self.menu, self.handles = runs, menu, {}
         self.stop()
 
     def __call__(self, row: dict) -> dict:
         if self.done == self.runs:
             self.stop()
-        products = run_on(self.handle(row.get("threads", 1)), self.menu)(row)
+        products = run_on(self.handle(row.get("threads", self.spec.threads)), self.menu)(row)
         self.done += 1
         return products | {"process": self.process}
 
     def handle(self, threads: int = 1):
         """The handle of the replica with so many threads, started if it is not there."""
         if threads not in self.handles:
-            self.handles[threads] = ReplicaSpec(self.workload, threads=threads).start()
+            self.handles[threads] = self.spec.but(threads=threads).start()
         return self.handles[threads]
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -85,14 +86,16 @@ def provenance() -> dict:
 
 
 def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weights: str | Callable[[dict], str], *,
-            code: Iterable[str] = IN_REPLICA, menu: dict | None = None, label: str = "jobs") -> pd.DataFrame:
+            code: Iterable[str] = IN_REPLICA, menu: dict | None = None, label: str = "jobs",
+            seconds: float = math.inf) -> pd.DataFrame:
     """Run each row of `plan` that the store lacks, in its order, and return all its rows, `at_s` by `elapsed_s`.
 
     `run(row)` does the work of one row (a dict of plain values) and returns what it measured, times in seconds. A row
     is kept while all these are the same: what it asks for (its columns but WHEN and empty values, its method as what
     the `menu` says it stands for), the models' `weights` (their hash, or one for each row) and the `code` it runs
     (files of `code_hash`, with the row's method).
-    Prints how many rows were kept and how many measured. Raises ValueError for a plan that repeats a row.
+    seconds: after so many no further row is begun. Prints how many rows were kept and how many are to be measured.
+    Raises ValueError for a plan that repeats a row.
     """
     planned, code = _records(plan), tuple(code)
     asked = [_asked(row) | options_of(row.get("method"), menu) for row in planned]
@@ -103,11 +106,14 @@ def measure(plan: pd.DataFrame, run: Callable[[dict], dict], store: Store, weigh
         raise ValueError(f"the plan of {label} repeats a row: add a replicate number ({', '.join(WHEN)} are not read)")
     missing = [(key, row) for key, row in zip(keys, planned, strict=True) if key not in store]
     print(f"{label}: {len(keys) - len(missing)} rows kept, {len(missing)} to measure")
-    made = {"boot": _boot(), "provenance": provenance()} if missing else None
+    made, end = {"boot": _boot(), "provenance": provenance()} if missing else None, time.monotonic() + seconds
     for key, row in tqdm(missing, desc=label, unit="job", mininterval=2, disable=not missing):
-        began = {"at_s": time.monotonic(), "epoch_s": time.time()}
+        if (at_s := time.monotonic()) > end:
+            break
+        began = {"at_s": at_s, "epoch_s": time.time()}
         store.append({"key": key, **row, **run(row), **began, **made})
-    return store.rows(keys).assign(at_s=elapsed_s) if keys else pd.DataFrame(columns=[*plan, "at_s"])
+    done = [key for key in keys if key in store]
+    return store.rows(done).assign(at_s=elapsed_s) if done else pd.DataFrame(columns=[*plan, "at_s"])
 
 
 def elapsed_s(rows: pd.DataFrame) -> pd.Series:

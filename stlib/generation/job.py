@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from stlib.settings import FieldError, Fields, many, one_of, whole
 
 MAX_CHARS, MAX_PANELS = 1000, 16
 MIN_TOKENS_PER_PANEL = 4
+SIZES = "a multiple of 8 from 64 to 2048, two of them as 96x128 (width x height), or 'auto'"
 UNREADABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
@@ -42,14 +43,32 @@ def _says_something(text: str) -> str:
     return text
 
 
+def sides(size: int | str) -> tuple[int, int]:
+    """Width and height in pixels of a size: a side, or both as "96x128"."""
+    return tuple(map(int, size.split("x"))) if isinstance(size, str) else (size, size)
+
+
+def _square(given):
+    """A square's size is its side."""
+    both = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", given) if isinstance(given, str) else None
+    return int(both[1]) if both and both[1] == both[2] else given
+
+
+def _drawable(size):
+    both = re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", str(size))
+    if size != "auto" and not ((both or isinstance(size, int)) and all(
+            64 <= side <= 2048 and side % 8 == 0 for side in sides(size))):
+        raise ValueError(f"give {SIZES}")
+    return size
+
+
 Text = Annotated[str, BeforeValidator(_readable),
                  Field(max_length=MAX_CHARS, description=f"text of at most {MAX_CHARS} characters")]
 FullText = Annotated[Text, AfterValidator(_says_something), Field(min_length=1)]
 Panels, Steps, Seed = whole(1, MAX_PANELS), whole(1, 200), whole(0, 2**32 - 1)
 Guidance = Annotated[float | None, Field(ge=0, le=50, description="0 to 50; left out: the model's own")]
+Size = Annotated[int | str | None, BeforeValidator(_square), AfterValidator(_drawable), Field(description=SIZES)]
 Strength = Annotated[float | None, Field(gt=0, le=1, description="above 0, at most 1; of autoregressive only")]
-Size = Annotated[Annotated[int, Field(ge=64, le=2048, multiple_of=8)] | Literal["auto"] | None,
-                 Field(description="a multiple of 8 from 64 to 2048, or 'auto'")]
 
 
 class StoryJob(Fields):
@@ -64,7 +83,7 @@ class StoryJob(Fields):
     exact_tokens: decode exactly `llm_tokens`, at least 1 a panel (a prompt and captions must be given).
     method: a name in METHODS.
     steps: denoising steps a picture, 1 to 200.
-    image_size: pixels a side; left out or "auto": what the model was trained at.
+    image_size: pixels a side, or width and height as "96x128"; left out or "auto": what the model was trained at.
     guidance_scale: classifier-free guidance; left out: the model's own; 1 or less: none.
     precision: of the LDM; left out: what the storyteller was made with. Another one is loaded at its first job.
     engine: what computes the denoiser: torch, or openvino (an optional extra, on a CPU).

@@ -24,6 +24,8 @@ from stlib.generation.quantization import PRECISIONS
 
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+))?\.safetensors")
 
+DEFAULT_LATENTS, DEFAULT_SIZE = 128, 512  # a side, of pipelines that keep none in their files
+
 log = logging.getLogger(__name__)
 
 
@@ -111,11 +113,11 @@ def image_to_image(pipeline: str) -> bool:
     return any(family in auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING for family in families)
 
 
-def size_multiple(name: str) -> int:
-    """Pixels of which a picture's side must be a multiple, by the pipeline's own configuration; 1 if it says nothing.
+def picture_sizes(name: str) -> tuple[int, int]:
+    """Pixels of which a picture's side must be a multiple, and those of one that is not asked for, by a pipeline's files.
 
-    The VAE's factor times the denoiser's patch; where latents are packed into channels (FLUX), times that as well.
-    Raises ModelError for a model that is not there.
+    The VAE's factor times the denoiser's patch; where latents are packed into channels (FLUX), times that as well. Of
+    one whose files say nothing 1 and DEFAULT_SIZE. Raises ModelError for a model that is not there.
     """
     with _loading(name, embedded_ldm) as source:
         options = {"local_files_only": Path(source).is_dir()}
@@ -128,9 +130,10 @@ def size_multiple(name: str) -> int:
             packed = math.isqrt(max(1, denoiser["in_channels"] // (vae.get("latent_channels") or vae["z_dim"])))
         except (OSError, KeyError, StopIteration) as error:
             log.warning("the sizes that %s draws are not known: %s", name, str(error).splitlines()[0])
-            return 1
+            return 1, DEFAULT_SIZE
     patch = denoiser.get("patch_size") or denoiser.get("all_patch_size") or 1
-    return 2 ** (len(blocks) - 1) * packed * int(np.max(patch))
+    factor = 2 ** (len(blocks) - 1)
+    return factor * packed * int(np.max(patch)), factor * int(np.max(denoiser.get("sample_size") or DEFAULT_LATENTS))
 
 
 def choose_device(device: str = "auto") -> str:

@@ -13,7 +13,7 @@ import transformers
 from stlib.generation import engine, loading
 from stlib.generation.early_exit import fresh
 from stlib.generation.illustrator import Method
-from stlib.generation.job import StoryJob, StoryResult
+from stlib.generation.job import StoryJob, StoryResult, sides
 from stlib.generation.methods import METHODS
 from stlib.generation.models import NO_LLM
 from stlib.generation.quantization import PRECISIONS, refuse
@@ -23,7 +23,7 @@ from stlib.settings import FieldError, known
 MAX_PROMPT_TOKENS = 256  # of the LLM's; the frame takes about 120 and a story at most 1024 of the embedded LLM's 8192
 EMBEDDED_SIZES = (64, 96, 128, 160)
 EMBEDDED_GUIDANCE = 2.5
-DEFAULT_SIZE, DEFAULT_GUIDANCE = 512, 7.5  # most pipelines' own, where a job leaves them to the pipeline
+DEFAULT_GUIDANCE = 7.5  # most pipelines' own, where a job leaves it to the pipeline
 
 
 class Storyteller:
@@ -110,11 +110,15 @@ class Storyteller:
 
     @cached_property
     def _sizes(self) -> Sequence[int]:
-        """Pixels a side of the pictures that a job may ask for and these models draw."""
+        """Pixels of each side of the pictures that a job may ask for and these models draw."""
         if self.models["ldm"] == "embedded":
             return EMBEDDED_SIZES
-        multiple = loading.size_multiple(self.models["ldm"])
+        multiple, _ = self._of_files
         return [size for size in range(64, 2049, 8) if size % multiple == 0]
+
+    @cached_property
+    def _of_files(self) -> tuple[int, int]:
+        return loading.picture_sizes(self.models["ldm"])
 
     def load(self) -> "Storyteller":
         """Load the models now, so that the first job's times are like the others'."""
@@ -165,11 +169,11 @@ class Storyteller:
         if job.strength is not None and self.models["ldm"] == "embedded":
             raise FieldError(f"strength = {job.strength}: the embedded models tell a panel the latents of the last one "
                              "and start from none: leave it out", "strength")
-        size = job.image_size
-        if size != "auto" and size not in self._sizes:
-            nearest = sorted(sorted(self._sizes, key=lambda one: abs(one - size))[:4])
-            raise FieldError(f"image_size = {size}: these models do not draw it; the nearest sizes that they draw are "
-                             f"{', '.join(map(str, nearest))}", "image_size")
+        for side in () if job.image_size == "auto" else sides(job.image_size):
+            if side not in self._sizes:
+                nearest = sorted(sorted(self._sizes, key=lambda one: abs(one - side))[:4])
+                raise FieldError(f"image_size = {job.image_size}: these models do not draw it; the nearest sizes that "
+                                 f"they draw are {', '.join(map(str, nearest))}", "image_size")
         if job.prompt and not self.has_llm:
             raise FieldError(f"prompt = {job.prompt[:30]!r}, but no LLM is loaded: give captions alone, or serve with "
                              "--llm", "prompt")
@@ -184,14 +188,16 @@ class Storyteller:
     def resolve(self, job: StoryJob) -> dict:
         """The job's fields with these models' own size and guidance where it leaves them open; loads nothing."""
         options = self._options(job)
-        return job.model_dump() | {"image_size": options.get("height", DEFAULT_SIZE),
+        width, height = (options.get(side) or self._of_files[1] for side in ("width", "height"))
+        return job.model_dump() | {"image_size": width if width == height else f"{width}x{height}",
                                    "guidance_scale": options.get("guidance_scale", DEFAULT_GUIDANCE),
                                    "prompt_tokens": self.prompt_tokens(job.prompt) if job.prompt else 0}
 
     def _options(self, job: StoryJob) -> dict:
         """The pipeline's keyword arguments for this job."""
         own = {"height": 128, "width": 128, "guidance_scale": EMBEDDED_GUIDANCE}
-        size = {} if job.image_size == "auto" else {"height": job.image_size, "width": job.image_size}
+        auto = job.image_size == "auto"
+        size = {} if auto else dict(zip(("width", "height"), sides(job.image_size), strict=True))
         given = {name: getattr(job, name) for name in ("guidance_scale", "strength") if getattr(job, name) is not None}
         return {"num_inference_steps": job.steps} | (own if self.models["ldm"] == "embedded" else {}) | size | given
 

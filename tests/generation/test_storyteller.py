@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from stlib.generation import METHODS, ModelError, StoryJob, Storyteller, load_llm
 from stlib.generation.illustrator import Method
-from stlib.generation.loading import size_multiple
+from stlib.generation.loading import picture_sizes
 
 STAGES = {"llm_prefill", "llm_decode", "text_encoding", "denoising", "vae_decode", "total"}
 
@@ -175,7 +175,7 @@ def test_sizes_a_pipeline_cannot_draw_are_refused_before_it_is_loaded(pipeline, 
 
 
 def test_sizes_are_not_known_without_a_configuration(tmp_path):
-    assert size_multiple(str(tmp_path)) == 1
+    assert picture_sizes(str(tmp_path)) == (1, 512)
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [("\N{FOX FACE}" * 400, 1200), ("狐" * 200, 600), ("а б " * 130, 260)])

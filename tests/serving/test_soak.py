@@ -20,7 +20,7 @@ RHO, REPLICAS, MINUTES, SETTLED_MIN = 0.7, 2, 30, 5
 @pytest.mark.slow
 def test_half_an_hour_of_load(record_summary):
     rng, mix = np.random.default_rng(30), JobMix.from_yaml("stories_exact")
-    costs = Costs.from_json(paths.REFERENCE / "costs.json")
+    costs = Costs.read("story")
     with Command("--replicas", str(REPLICAS), "--routing", "jsq", "--method", "parallel", "--probe") as command:
         target = HttpTarget(command.url)
         first, _ = replay(mix.sample(40, rng), np.zeros(40), target, progress=False)

@@ -102,7 +102,7 @@ def test_a_mixture_s_costs_are_drawn_and_estimated_alike():
 def test_costs_are_read_by_their_workload(workload):
     assert Costs.read(workload).workload == workload
     with pytest.raises(ValueError, match="holds the costs of the workload"):
-        Costs.read("sleep", paths.REFERENCE / "costs.json")
+        Costs.read("sleep")
 
 
 def test_the_committed_campaign_of_tables_can_be_run():

@@ -89,7 +89,7 @@ class StoryWorkload:
         """
         llm, panels = _has_llm(job["prompt"]), job["n_panels"] * 1.0
         steps = job["panel_steps_run"] / panels
-        area, passes = (job["image_size"] / PIXELS) ** 2, 1 + np.greater(job["guidance_scale"], 1)
+        area, passes = _area(job["image_size"]) / PIXELS**2, 1 + np.greater(job["guidance_scale"], 1)
         extra = np.maximum(np.nan_to_num(job.get("prompt_tokens", 0.0)) - SHORT_PROMPT, 0)
         return {"llm": llm, "tokens": llm * job["tokens_run"], "sentence starts": llm * (panels - 1),
                 "long prompt": llm * extra, "job": np.ones_like(panels), "panels": panels,
@@ -112,7 +112,7 @@ class StoryWorkload:
         """What is not extrapolated beyond the values that were measured, (n,) each."""
         if "auto" in (sizes := np.atleast_1d(np.asarray(job["image_size"], object)).tolist()):
             raise ValueError("image_size = 'auto' has no known number of pixels: give the mix or the rows the number")
-        return {"image_size": np.array(sizes, float),
+        return {"image_size": np.sqrt(_area(np.array(sizes, object))),
                 "passes": 1.0 + np.greater(np.asarray(job["guidance_scale"], float), 1)}
 
     def resolve(self, params: dict) -> dict:
@@ -124,6 +124,12 @@ class StoryWorkload:
         from stlib.generation import METHODS, weights_hash
 
         return weights_hash(self.storyteller.models, METHODS[options.get("method", "sequential")].weights)
+
+
+def _area(size):
+    """Pixels of one size, a side or both as "96x128", or of many, (n,)."""
+    return np.vectorize(lambda one: float(np.prod([float(side) for side in str(one).split("x")] * (
+        1 if "x" in str(one) else 2))), otypes=[float])(size)
 
 
 def _has_llm(prompt):

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 import time
 from typing import Annotated, Literal
 
@@ -24,12 +23,11 @@ NOT_DONE = {  # fields of Images servers that would change the pictures: the val
                      "controlnet", "prompt_2", "negative_prompt_2", "diffusers_kwargs", "extra_args"), ())}
 
 
-def _side(size):
+def _both(size):
     """The OpenAI API names both sides."""
-    square = re.fullmatch(r"([0-9]{1,5})x\1", size) if isinstance(size, str) else None
-    if not square and size != "auto":
-        raise ValueError("the pictures are square: give a size such as 128x128, or auto")
-    return int(square[1]) if square else size
+    if not isinstance(size, str):
+        raise ValueError("give both sides, such as 128x128 or 96x128, or auto")
+    return size
 
 
 class StoryRequest(Asked, StoryJob):
@@ -50,7 +48,7 @@ class ImagesRequest(Asked):
     model_config = ConfigDict(extra="ignore")
     prompt: FullText
     n_panels: Panels = Field(1, alias="n")
-    image_size: Annotated[Size, BeforeValidator(_side), WithJsonSchema({"type": ["string", "null"]})] = Field(
+    image_size: Annotated[Size, BeforeValidator(_both), WithJsonSchema({"type": ["string", "null"]})] = Field(
         "auto", alias="size", examples=["128x128"])
     steps: Steps = Field(None, alias="num_inference_steps")
     guidance_scale: Guidance = None
@@ -83,7 +81,8 @@ class ImagesRequest(Asked):
             raise ValueError("the Images call takes captions alone, no prompt for the LLM: use /stories")
         size, captions = params.get("image_size", "auto"), params["captions"]
         return super().body(params | {"prompt": captions[0], "n_panels": len(captions),
-                                      "image_size": size if size == "auto" else f"{size}x{size}"}, method, deadline_s)
+                                      "image_size": size if isinstance(size, str) else f"{size}x{size}"},
+                            method, deadline_s)
 
     def reply(self, payload: dict) -> dict:
         """The pictures in base64, and their size as drawn."""

@@ -1,0 +1,104 @@
+"""A system is measured into a folder, and every command takes that folder."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from stlib import paths
+from stlib.experiment import Costs
+from stlib.experiment.system import coefficients, measure_system, plan_of, read_spec
+from stlib.serving.replica import ReplicaSpec
+from stlib.serving.rules import read_menu
+
+sys.path.append(str(paths.ROOT / "tests" / "generation"))
+from tiny import tiny_sd
+
+__all__ = ["tiny_sd"]
+
+DESIGN = """
+seed: 1
+experiments:
+  own:
+    levels:
+      method: [sequential, parallel]
+      n_panels: [1, 2]
+      steps: [2, 6]
+      llm_tokens: [0, 8]
+      image_size: [auto, 96x64]
+    replicates: 2
+"""
+MIX = """
+workload: story
+pool: stories
+texts: [captions]
+n_panels: [1, 2]
+llm_tokens: 64
+classes:
+  - {image_size: 64, steps: 2, weight: 3}
+  - {image_size: 96x64, steps: 6, weight: 1}
+guidance_scale: 7.5
+"""
+
+
+@pytest.fixture
+def design(tmp_path):
+    file = tmp_path / "my.yml"
+    file.write_text(DESIGN)
+    return file
+
+
+def test_a_design_s_runs_are_those_that_the_models_can_do(design, tiny_sd):
+    menu = read_menu()
+    runs, refused = plan_of(ReplicaSpec("story", {"models": {"llm": "none", "ldm": str(tiny_sd)}}), design, menu)
+    assert len(runs) == 32 and sum(refused.values()) == 32 and "no LLM is loaded" in next(iter(refused))
+    assert set(runs["image_size"]) == {64, "96x64"} and (runs["prompt"] == "").all()
+    own, refused = plan_of(ReplicaSpec(), design, menu)
+    assert len(own) == 64 and not refused and set(own["image_size"]) == {128, "96x64"}
+    assert own["exact_tokens"].sum() == 32 and (own["captions"].map(len) == own["n_panels"]).all()
+    design.write_text(DESIGN.replace("llm_tokens: [0, 8]", "llm_tokens: [8, 9]"))
+    with pytest.raises(ValueError, match="my.yml: these models can do none of its runs: prompt .* no LLM is loaded"):
+        plan_of(ReplicaSpec("story", {"models": {"llm": "none", "ldm": str(tiny_sd)}}), design, menu)
+    design.write_text(DESIGN.replace("[sequential, parallel]", "[sequential, magic]"))
+    with pytest.raises(ValueError, match="unknown method of the menu 'magic'"):
+        plan_of(ReplicaSpec(), design, menu)
+
+
+def test_a_system_is_measured_and_then_predicted_and_replayed(cluster, shell, design, tiny_sd, tmp_path):
+    models, out = ("--ldm", tiny_sd, "--llm", "none"), tmp_path / "mine"
+    told, code = shell("measure", *models, "--design", design, "--out", out)
+    assert code == 0 and "left out, 32 runs: prompt" in told and "unseen runs: mean off by" in told
+    assert "parallel" in told and "kept in" in told
+    costs, spec = Costs.read("story", out), read_spec(out)
+    assert costs.methods == ("parallel", "sequential") and spec.options["models"]["ldm"] == str(tiny_sd)
+    assert (coefficients(costs)["low"] < coefficients(costs)["high"]).all()
+    again, code = shell("measure", *models, "--design", design, "--out", out)
+    assert code == 0 and "runs: 32 rows kept, 0 to measure" in again
+    (tmp_path / "mix.yml").write_text(MIX)
+    asked = ("--mix", tmp_path / "mix.yml", "--system", out)
+    told, code = shell("predict", "--rate", 1, *asked)
+    assert code == 0 and "sequential, 1 jobs/s on 1 replicas" in told
+    told, code = shell("replay", "--rate", 3, "--jobs", 20, "--out", tmp_path / "runs", *asked)
+    assert code == 0 and "served" in told
+    jobs = pd.read_parquet(tmp_path / "runs" / "served" / "cell_0_run_1" / "jobs.parquet")
+    assert set(jobs["image_size"].map(str)) == {"64", "96x64"}
+    assert "leave them out, or measure that system" in shell("replay", "--rate", 3, "--threads", 2, *asked)[1]
+    (out / "system.json").write_text("{}")
+    assert "no system of this version" in shell("replay", "--rate", 3, *asked)[1]
+
+
+def test_too_short_a_time_loses_nothing(cluster, design, tiny_sd, tmp_path):
+    spec, menu = ReplicaSpec("story", {"models": {"llm": "none", "ldm": str(tiny_sd)}}), read_menu()
+    runs, _ = plan_of(spec, design, menu)
+    with pytest.raises(ValueError, match="give more --minutes or a smaller --design"):
+        measure_system(spec, runs, tmp_path / "mine", menu=menu, seconds=0.1)
+    kept = (tmp_path / "mine" / "runs.jsonl").read_text().splitlines()
+    assert kept and all(json.loads(line)["run_s"] > 0 for line in kept)
+    assert not (tmp_path / "mine" / "system.json").exists()
+
+
+def test_what_is_no_system_is_refused(tmp_path):
+    assert read_spec(paths.REFERENCE) is None
+    with pytest.raises(ValueError, match="holds no system: make one with `python -m stlib measure"):
+        read_spec(tmp_path)
