@@ -55,9 +55,8 @@ def _square(given):
 
 
 def _drawable(size):
-    both = re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", str(size))
-    if size != "auto" and not ((both or isinstance(size, int)) and all(
-            64 <= side <= 2048 and side % 8 == 0 for side in sides(size))):
+    known = isinstance(size, int) or re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", str(size))
+    if size not in ("auto", None) and not (known and all(64 <= one <= 2048 and one % 8 == 0 for one in sides(size))):
         raise ValueError(f"give {SIZES}")
     return size
 

@@ -9,6 +9,7 @@ import pytest
 from stlib.experiment import Costs
 from stlib.experiment.design import full_factorial
 from stlib.experiment.machine import fit_level, lag_correlation, smoothed
+from stlib.serving.workloads import StoryWorkload
 
 CV, GAMMA, PHI = 0.07, 0.9, 0.8
 LEVELS = {"method": ["sequential", "parallel"], "n_panels": [1, 2, 4], "steps": [6, 12, 20], "llm_tokens": [4, 16],
@@ -283,3 +284,11 @@ def test_beyond_the_replicas_measured_the_last_speed_holds(costs):
     assert known.busy_speed_se("parallel", 3) == 0.01 and known.busy_speed_se("sequential", 1) == 0
     with pytest.raises(ValueError, match="'sequential'"):
         known.busy_speed("sequential", 2)
+
+
+def test_a_picture_costs_by_its_pixels():
+    job = {"prompt": "", "n_panels": 1, "guidance_scale": 1.0, "tokens_run": 0, "panel_steps_run": 4}
+    terms = StoryWorkload.terms(job | {"image_size": np.array([64, "96x64", "128x32"], object)})
+    assert np.allclose(terms["panel pixels"] / terms["panels"], [1 / 4, 3 / 8, 1 / 4])
+    assert np.allclose(StoryWorkload.ranged({"image_size": ["64x256", 64], "guidance_scale": 1.0})["image_size"], [128, 64])
+    assert StoryWorkload.terms(job | {"image_size": "64x256"})["panel pixels"] == 1

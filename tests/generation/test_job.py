@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from stlib.generation import StoryJob, StoryResult
+from stlib.generation.job import sides
 
 TIMES = {"llm_prefill": 0.1, "llm_decode": 1.0, "text_encoding": 0.1, "denoising": [0.2], "vae_decode": 0.1, "total": 2}
 
@@ -34,6 +35,9 @@ TIMES = {"llm_prefill": 0.1, "llm_decode": 1.0, "text_encoding": 0.1, "denoising
         ({"prompt": "a fox", "image_size": 100_000}, "image_size = 100000"),
         ({"prompt": "a fox", "image_size": 100}, "image_size = 100: give a multiple of 8 from 64 to 2048"),
         ({"prompt": "a fox", "image_size": "big"}, "image_size = 'big'"),
+        ({"prompt": "a fox", "image_size": "96x100"}, "image_size = '96x100': give a multiple of 8 from 64 to 2048, two"),
+        ({"prompt": "a fox", "image_size": "96x4096"}, "image_size = '96x4096'"),
+        ({"prompt": "a fox", "image_size": "96x"}, "image_size = '96x'"),
         ({"prompt": "a fox", "guidance_scale": -1}, "guidance_scale = -1"),
         ({"prompt": "a fox", "guidance_scale": float("nan")}, "guidance_scale = nan"),
         ({"prompt": "a fox", "precision": "int3"}, "unknown precision 'int3': use one of fp32"),
@@ -45,6 +49,11 @@ def test_refuses(fields, says):
     with pytest.raises(ValueError) as error:
         StoryJob(**fields)
     assert says in str(error.value)
+
+
+def test_a_size_is_a_side_or_both():
+    assert StoryJob("a fox", image_size="128x128") == StoryJob("a fox", image_size=128)
+    assert sides(StoryJob("a fox", image_size="96x64").image_size) == (96, 64) and sides(128) == (128, 128)
 
 
 def test_number_of_panels_follows_the_captions():

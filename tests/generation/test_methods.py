@@ -184,3 +184,10 @@ def test_the_committed_weights_are_small_and_of_their_kind():
         folder = paths.MODELS / name
         assert UNet2DConditionModel.load_config(folder / "unet")["in_channels"] == channels
         assert (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_may_be_wider_than_high(storyteller, method):
+    job = StoryJob(captions=CAPTIONS[:2], method=method, image_size="96x64", steps=2)
+    assert {panel.size for panel in storyteller.tell(job).panels} == {(96, 64)}
+    assert storyteller.resolve(job)["image_size"] == "96x64"
