@@ -189,9 +189,11 @@ def predict(
     system: System = paths.REFERENCE,
 ):
     """Predict the steady state: mean response, wait, percentiles, with 95 % intervals of the simulation."""
+    import numpy as np
+
     from stlib.experiment import Costs, JobMix
     from stlib.prediction.cell import Campaign
-    from stlib.prediction.predict import System
+    from stlib.prediction.predict import System, work_se
     from stlib.queueing.checks import positive
     from stlib.queueing.planning import read_target
     from stlib.queueing.simulation import replication_interval
@@ -207,15 +209,21 @@ def predict(
     system = System.of(fitted, jobs, method, replicas, routing=routing, arrivals=times)
     capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
     plans = [system.plan(rate, *one, k_max=MOST_REPLICAS) for one in targets]
+    error = 2 * work_se(fitted, jobs.sample(1000, np.random.default_rng(0)), method, replicas)
     told = f"{method}, {rate:g} jobs/s on {replicas} replicas (rho {rate / capacity:.2f})"
     if rate >= capacity and plans:  # without a target the run refuses it
         print(f"{told}: the queue only grows, {replicas} replicas do less than {capacity:.3f} jobs/s")
+    elif capacity > rate >= (most := capacity / (1 + error)):
+        print(f"{told}: the work is known to {error:.1%}, so this load cannot be told from 1 and the queue may only grow; "
+              f"take at most {most:.3f} jobs/s, more replicas, or measure longer")
     else:
         percentiles = sorted({50, 95} | {float(name[1:]) for name, _ in targets if name.startswith("p")})
         runs = system.long_run(rate, slo_s=() if slo is None else (slo,), percentiles=percentiles)
         print(f"{told}, seconds: " + ", ".join(
             f"{name} {values.mean():.3f} ({{:.3f}} to {{:.3f}})".format(*replication_interval(values))
             for name, values in runs.items()))
+        low, high = (scale * system.metric("mean", scale * rate) for scale in (1 - error, 1 + error))
+        print(f"as well as the work is known ({error:.1%}, twice its standard error): mean {low:.3f} to {high:.3f}")
         if replicas == 1 and (exact := system.formula(rate)) is not None:
             print(f"exact (Pollaczek and Khinchine): mean {exact.w:.3f}, wq {exact.wq:.3f}")
     for text, (name, seconds), (fewest, most) in zip(target, targets, plans, strict=True):

@@ -137,7 +137,10 @@ def fitted(tmp_path_factory):
 def test_predict_answers_in_a_line_and_plans(shell, fitted):
     out, code = shell("predict", "--rate", "0.6", "--method", "parallel", "--slo", "6", *fitted)
     assert code == 0
-    told, exact = out.splitlines()
+    told, known, exact = out.splitlines()
+    mean, low, high = (float(re.search(rf"{word} (\d+\.\d+)", text)[1]) for word, text in (
+        ("mean", told), ("mean", known), ("to", known)))
+    assert low < mean < high
     assert told.startswith("parallel, 0.6 jobs/s on 1 replicas (rho 0.") and "slo_6 0." in told
     assert float(exact.split("mean ")[1].split(",")[0]) == pytest.approx(
         float(told.split("mean ")[1].split(" ")[0]), rel=0.03)
@@ -160,6 +163,14 @@ def test_predict_beyond_the_capacity_tells_the_replicas(shell, fitted):
     assert carry <= int(k) and float(most) < float(capacity)
     assert shell("predict", "--rate", 5, "--replicas", carry, *fitted)[1] == 0
     assert "do less than" in shell("predict", "--rate", 5, "--replicas", carry - 1, *fitted)[1]
+
+
+def test_a_load_that_cannot_be_told_from_one_has_no_answer(shell, fitted):
+    capacity = float(re.search(r"less than (\S+) jobs/s", shell("predict", "--rate", 9, *fitted)[1])[1])
+    told, code = shell("predict", "--rate", 0.999 * capacity, *fitted)
+    assert code == 0 and "cannot be told from 1" in told and "p95" not in told
+    most = float(re.search(r"take at most (\S+) jobs/s", told)[1])
+    assert 0.8 * capacity < most < capacity and "p95" in shell("predict", "--rate", 0.99 * most, *fitted)[0]
 
 
 def test_predict_plans_for_hundreds_of_replicas_and_several_targets(shell, fitted):

@@ -14,7 +14,7 @@ from stlib.experiment.costs import Costs
 from stlib.paths import whole
 from stlib.prediction.calibration import Calibration
 from stlib.prediction.cell import Campaign, read_cell, read_fitted
-from stlib.prediction.predict import System, declared_speed
+from stlib.prediction.predict import System, declared_speed, work_se
 from stlib.queueing.arrivals import arrival_process
 from stlib.queueing.job_table import job_metrics
 from stlib.queueing.simulation import recursion
@@ -112,8 +112,6 @@ def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFr
     by the speed of the processes, the fit and the speed of busy replicas.
     """
     method, k = cell["method"], cell["replicas"]
-    mean = costs.moments(jobs, method)
-    parts = (costs.process_sd / np.sqrt(k), mean.mean_se_s / mean.mean_s, costs.busy_speed_se(method, k))
     before, after, probe_s = {"level": cell.get("factor", 1.0)**costs.gamma}, {}, None
     if calibration is not None:
         ahead, around = (Calibration.fit(rows, costs, method)
@@ -121,6 +119,6 @@ def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFr
         before, after = ({"level": one.level, "level_se": one.se} for one in (ahead, around))
         probe_s = around.probe_s
     plain = System.of(costs, cell["mix"], method, k, seed=[cell["seed"], 1], routing=cell["routing"],
-                      arrivals=cell["arrivals"], level_se=float(np.linalg.norm(parts)), probing=True,
+                      arrivals=cell["arrivals"], level_se=work_se(costs, jobs, method, k), probing=True,
                       declared=before["level"] / declared_speed(cell, costs))
     return plain, replace(plain, **before), replace(plain, **after), probe_s

@@ -244,6 +244,13 @@ class System:
         return float((with_probes(arrival_s, work, probe_s, estimate, self.k, rng, **self.options) - work).mean())
 
 
+def work_se(costs: Costs, jobs: pd.DataFrame, method: str, k: int) -> float:
+    """Relative standard error of the work of all jobs of a run alike: of the fit, the processes and busy replicas."""
+    mean = costs.moments(jobs, method)
+    return float(np.linalg.norm([costs.process_sd / np.sqrt(k), mean.mean_se_s / mean.mean_s,
+                                 costs.busy_speed_se(method, k)]))
+
+
 def declared_speed(cell: dict, costs: Costs) -> float:
     """What a cell's declared work is divided by: over HTTP a wait is told, in seconds with all replicas busy."""
     return float(costs.busy_speed(cell["method"], cell["replicas"])[-1]) if cell.get("http") else 1.0
