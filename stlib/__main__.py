@@ -268,7 +268,7 @@ def check(
 
 
 def keep_check(tables: dict, out: Path) -> None:
-    """Write check.pdf and check.png, a page of figures, and the tables as CSV into a new folder, whole or not at all."""
+    """Write a page of figures, as PDF and PNG, and the tables as CSV into a new folder, whole or not at all."""
     from stlib.report import check_page
 
     with paths.whole(out) as folder:

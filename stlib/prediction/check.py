@@ -256,8 +256,8 @@ def _verdict(mean: pd.Series, jobs, idle: float, overtaken: float, broken, candi
                       "queue, replicas that slow each other down, or another order of service")
     if doubts:
         return False, "the model does not hold: " + "; ".join(doubts)
-    told = ("the model holds: the recursion is within 5 % of the served mean response, and this lies in the simulation's "
-            "interval")
+    told = ("the model holds: the recursion is within 5 % of the served mean response, and this lies in the "
+            "simulation's interval")
     if odd := [claim for claim in broken if claim in (variability.STEADY_SERVICES, variability.UNRELATED)]:
         told += f"; but that {', and that '.join(odd)}, is rejected: a queue may be hidden in them, and k change them"
     return True, told

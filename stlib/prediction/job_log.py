@@ -119,7 +119,7 @@ def _times(path, text: pd.DataFrame, used: dict[str, str], unit: str | None) -> 
     parsed = seconds(cells, unit or stated_unit(*(used[role] for role in given)), at)
     times = pd.Series(parsed, cells.index).unstack().reindex(index=text.index, columns=given)
     times = times - times["arrival"].min()
-    if not {"finish", "reply"} <= times.keys():
+    if not {"finish", "reply"} <= set(times):
         times = times.assign(**{"finish" if "reply" in times else "reply": times[given[-1]]})
     return times
 
