@@ -111,7 +111,8 @@ def check_page(tables: dict[str, pd.DataFrame]):
     for name in ("mean", "p95"):
         bars = [data[name] - data[f"{name}_lo"], data[f"{name}_hi"] - data[name]]
         plan.errorbar(data["replicas"], data[name], bars, fmt="o", capsize=2, label=name)
-    plan.set(xlabel="replicas", ylabel="response time (s)", xticks=data["replicas"], yscale="log")
+    plan.set(xlabel="replicas", ylabel="response time (s)", xticks=data["replicas"],
+             yscale="log" if data["rho"].max() >= 1 else "linear")
     for ax in (law, responses, plan):
         ax.legend()
     return fig

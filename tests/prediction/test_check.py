@@ -15,12 +15,13 @@ from stlib.queueing.simulation import simulate
 SERVED = paths.REFERENCE / "served"
 
 
-def of_ciw(n, services, servers, seed, rate=1.0) -> pd.DataFrame:
+def of_ciw(n, services, servers, seed, arrivals=None) -> pd.DataFrame:
     """n jobs through Ciw's nodes one after another: arrival at the first, start and finish at the last."""
     ciw.seed(seed)
     nodes = len(services)
     network = ciw.create_network(
-        arrival_distributions=[ciw.dists.Exponential(rate)] + [None] * (nodes - 1), service_distributions=services,
+        arrival_distributions=[arrivals or ciw.dists.Exponential(1.0), *[None] * (nodes - 1)],
+        service_distributions=services,
         number_of_servers=servers, routing=[[float(j == i + 1) for j in range(nodes)] for i in range(nodes)])
     simulation = ciw.Simulation(network)
     simulation.simulate_until_max_customers(n + 50)  # then the first n have left
@@ -75,8 +76,13 @@ def test_one_replica_fewer_cannot_carry_it_and_one_more_is_as_ciw_says(log, mg2)
     fewer, same, more = found.tables["replicas"].itertuples()
     assert fewer.rho >= 1 and "the queue grows" in told(found, "1 replicas do not carry")
     assert fewer.mean > 10 * same.mean > 10 * more.mean and same.mean_lo < same.mean < same.mean_hi
-    long = of_ciw(20_000, [GAMMA], [3], seed=2)
-    assert more.mean_lo < (long["finish"] - long["arrival"]).mean() < more.mean_hi
+    gaps, services = np.diff(mg2["arrival"], prepend=0), (mg2["finish"] - mg2["start"]).to_numpy()
+    rng, means = np.random.default_rng(13), []
+    for _ in range(5):  # Ciw on the same arrivals, with services drawn anew
+        drawn = rng.choice(services, len(services))
+        again = of_ciw(len(gaps) - 50, [ciw.dists.Sequential(drawn)], [3], 0, ciw.dists.Sequential([*gaps, np.inf]))
+        means.append((again["finish"] - again["arrival"]).mean())
+    assert abs(np.mean(means) - more.mean) < 4 * (more.mean_hi - more.mean_lo) / 3.92 / np.sqrt(5)
 
 
 @pytest.mark.parametrize("service, law", [
@@ -125,7 +131,7 @@ def test_a_queue_hidden_in_the_services_is_told(log):
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_replies_alone_tell_the_replicas(log, k):
-    table = of_ciw(1500, [GAMMA], [k], seed=7, rate=0.5 * k)
+    table = of_ciw(1500, [GAMMA], [k], seed=7, arrivals=ciw.dists.Exponential(0.5 * k))
     found = check_log(log(table[["arrival", "finish"]].rename(columns={"finish": "reply_at"})))
     assert found.k == k and found.holds and "inferred from the replies" in told(found, "k =")
     assert found.tables["candidates"]["replicas"][0] == k
