@@ -1,4 +1,4 @@
-"""The shell: python -m stlib tell | measure | serve | predict | replay | table | models."""
+"""The shell: python -m stlib tell | measure | serve | predict | replay | check | table | models."""
 
 import math
 import os
@@ -31,6 +31,8 @@ Precision = Annotated[str, typer.Option(help="of weights and arithmetic: fp32, f
 Threads = Annotated[int, typer.Option(min=1, help="torch threads of a replica")]
 GPUs = Annotated[float, typer.Option(min=0, help="GPUs of a replica; 0.5 is one that another takes too")]
 Table = Annotated[Path, typer.Option(help="a table's model: a folder of `table fit`")]
+COLUMN = "the file's column of these, 'none' for none; left out, it is found by a usual name"
+Column = Annotated[str | None, typer.Option(help=COLUMN)]
 MENU, TABLE = paths.DATA / "menu.yml", paths.MODELS / "table"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -130,8 +132,8 @@ def _spec(system: Path | None, workload: str, llm: str, ldm: str, device: str, p
     spec = ReplicaSpec(workload, given, threads, gpus)
     if measured := read_spec(system) if system else None:
         if spec not in (ReplicaSpec(workload), measured):
-            raise ValueError(f"--system {system} is of {measured!r}, the other options say {spec!r}: leave them out, or "
-                             "measure that system")
+            raise ValueError(f"--system {system} is of {measured!r}, the other options say {spec!r}: leave them out, "
+                             "or measure that system")
         spec = measured
     if gpus == 0 and spec.gpus == 0 and os.path.exists("/dev/nvidia0"):
         print("note: a GPU is there and not used; give --device cuda --gpus 1", file=sys.stderr)
@@ -214,8 +216,8 @@ def predict(
     if rate >= capacity and plans:  # without a target the run refuses it
         print(f"{told}: the queue only grows, {replicas} replicas do less than {capacity:.3f} jobs/s")
     elif capacity > rate >= (most := capacity / (1 + error)):
-        print(f"{told}: the work is known to {error:.1%}, so this load cannot be told from 1 and the queue may only grow; "
-              f"take at most {most:.3f} jobs/s, more replicas, or measure longer")
+        print(f"{told}: the work is known to {error:.1%}, so this load cannot be told from 1 and the queue may only "
+              f"grow; take at most {most:.3f} jobs/s, more replicas, or measure longer")
     else:
         percentiles = sorted({50, 95} | {float(name[1:]) for name, _ in targets if name.startswith("p")})
         runs = system.long_run(rate, slo_s=() if slo is None else (slo,), percentiles=percentiles)
@@ -282,6 +284,51 @@ def _n_jobs(arrivals: dict) -> int:
 
     process = arrival_process(1.0, **arrivals)  # refuses what is not the process's, as a column of times
     return min(JOBS, len(process.arrival_s)) if arrivals["name"].endswith(".csv") else JOBS
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="a log of served jobs: CSV with a header, JSONL or Parquet")],
+    arrival: Column = None, start: Column = None, finish: Column = None, reply: Column = None, replica: Column = None,
+    kind: Annotated[str | None, typer.Option("--class", help=COLUMN)] = None, outcome: Column = None,
+    unit: Annotated[str | None, typer.Option(help="of times that are numbers: s, ms, us or ns; left out, it is told by "
+                                                  "their size")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="number of replicas; left out, it is found")] = None,
+    slo: Annotated[float | None, typer.Option(min=0, help="seconds: also the share answered within them")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new folder for a page of figures and the tables")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="fixes the simulation")] = 0,
+):
+    """Say which queue a log of jobs is of, whether the model holds for it, and what more or fewer replicas give."""
+    from stlib.prediction.check import check_log
+    from stlib.prediction.job_log import read_log
+
+    if out is not None:
+        if out.exists():
+            raise ValueError(f"--out {out} is there already: name another folder")
+        check_folder("--out", out, replaced=True)
+    columns = {"arrival": arrival, "start": start, "finish": finish, "reply": reply, "replica": replica, "class": kind,
+               "outcome": outcome}
+    found = check_log(read_log(file, columns, unit), replicas, slo_s=() if slo is None else (slo,), seed=seed)
+    print(*found.sentences[:-1], sep="\n")
+    for name in ("metrics", "replicas"):
+        print("", found.tables[name].to_string(index=False, float_format="%.4g", na_rep=""), sep="\n")
+    print("", found.sentences[-1], sep="\n")
+    if out is not None:
+        keep_check(found.tables, out)
+        print(f"kept in {out}/")
+
+
+def keep_check(tables: dict, out: Path) -> None:
+    """Write a page of figures, as PDF and PNG, and the tables as CSV into a new folder, whole or not at all."""
+    from stlib.report import check_page
+
+    with paths.whole(out) as folder:
+        folder.mkdir()
+        for name, rows in tables.items():
+            rows.to_csv(folder / f"{name}.csv", index=False)
+        page = check_page(tables)
+        page.savefig(folder / "check.pdf", metadata={"CreationDate": None})
+        page.savefig(folder / "check.png")
 
 
 @app.command()

@@ -91,6 +91,33 @@ def save_figure(fig, name: str, data: pd.DataFrame | None = None) -> Path:
     return Path(os.path.relpath(figure))  # a notebook that shows it tells nobody where on this machine it was run
 
 
+def check_page(tables: dict[str, pd.DataFrame]):
+    """One page of what `prediction.check.check_log` found, from its tables: arrivals, services, responses, replicas."""
+    set_theme()
+    fig, ((top, law), (responses, plan)) = plt.subplots(2, 2, figsize=(WIDTH, 0.8 * WIDTH))
+    data = tables["arrivals"]
+    top.stairs(data["arrivals"], [*data["from_s"], data["to_s"].iloc[-1]])
+    top.set(xlabel="time (s)", ylabel=f"arrivals in {data['to_s'][0]:.3g} s", ylim=(0, None))
+    data = tables["services"]
+    law.step(data["served_s"], data["probability"], color="k", label="served")
+    law.plot(data["fitted_s"], data["probability"], label=tables["laws"]["law"][0])
+    law.set(xlabel="service time (s)", ylabel="share of jobs")
+    data = tables["responses"]
+    responses.step(data["served_s"], data["probability"], color="k", label="served")
+    responses.plot(data["simulated_s"], data["probability"], label="simulated")
+    responses.fill_betweenx(data["probability"], data["simulated_s_lo"], data["simulated_s_hi"], alpha=0.3)
+    responses.set(xlabel="response time (s)", ylabel="share of jobs")
+    data = tables["replicas"]
+    for name in ("mean", "p95"):
+        bars = [data[name] - data[f"{name}_lo"], data[f"{name}_hi"] - data[name]]
+        plan.errorbar(data["replicas"], data[name], bars, fmt="o", capsize=2, label=name)
+    plan.set(xlabel="replicas", ylabel="response time (s)", xticks=data["replicas"],
+             yscale="log" if data["rho"].max() >= 1 else "linear")
+    for ax in (law, responses, plan):
+        ax.legend()
+    return fig
+
+
 def strip_figure(rows: dict[str, list], captions: list[str]):
     """Panels side by side, one row of PIL images a label; captions under the last row."""
     columns = max(map(len, rows.values()))

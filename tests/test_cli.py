@@ -29,7 +29,7 @@ def stlib(*arguments, **environment):
                           cwd=paths.ROOT, env=os.environ | environment, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["tell", "measure", "serve", "predict", "replay", "models", "table"])
+@pytest.mark.parametrize("command", ["tell", "measure", "serve", "predict", "replay", "check", "models", "table"])
 def test_help(shell, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
     told, code = shell(command, "--help")
@@ -46,7 +46,8 @@ def test_help(shell, monkeypatch, command):
 
 def test_every_command_is_in_the_help(shell):
     told, code = shell()
-    assert code == 2 and all(command in told for command in ("tell", "serve", "predict", "replay", "models", "table"))
+    assert code == 2 and all(command in told for command in ("tell", "serve", "predict", "replay", "check", "models",
+                                                                    "table"))
     assert shell("paint")[1] == "error: No such command 'paint'."
     assert shell("predict")[1] == "error: Missing option '--rate'."
 
@@ -325,3 +326,20 @@ def test_costs_and_options_are_those_of_the_workload(shell):
     assert "--table is not of the workload story" in shell("serve", "--table", "mine")[1]
     assert "unknown workload" in shell("serve", "--workload", "cake")[1]
     assert "holds no table's model" in shell("serve", "--workload", "table", "--table", "nowhere")[1]
+
+
+def test_a_log_of_jobs_is_checked(shell, tmp_path):
+    log = paths.REFERENCE / "served" / "cell_1_run_1" / "served.parquet"
+    told, code = shell("check", log, "--slo", 5, "--out", tmp_path / "found")
+    assert code == 0 and re.search(r"(?m)^k = 1: replicas are named$", told) and "\nthe model holds" in told
+    assert re.search(r"(?m)^ +mean +\d", told) and re.search(r"(?m)^ +slo_5 +0\.", told) and "kept in" in told
+    assert {"check.pdf", "check.png", "metrics.csv", "replicas.csv", "laws.csv", "tests.csv"} <= {
+        file.name for file in (tmp_path / "found").iterdir()}
+    assert pd.read_csv(tmp_path / "found" / "replicas.csv")["replicas"].tolist() == [1, 2]
+    assert "is there already: name another folder" in shell("check", log, "--out", tmp_path / "found")[1]
+    table = pd.read_parquet(log).assign(start_s=lambda rows: rows["arrival_s"] - 1)
+    table.to_csv(tmp_path / "bad.csv", index=False)
+    error = shell("check", tmp_path / "bad.csv", "--out", tmp_path / "other")[1]
+    assert re.match(r"error: .*bad.csv, line \d+, column .*before the arrival of the job", error) and "\n" not in error
+    assert not (tmp_path / "other").exists()
+    assert "has 0 columns 'x', for class" in shell("check", log, "--class", "x")[1]

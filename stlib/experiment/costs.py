@@ -223,7 +223,8 @@ class Costs:
             tuples = {name: tuple(given[name]) for name in ("methods", "terms")}
             return cls(**given | {"level": Level(*given["level"])} | arrays | tuples)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no costs of this version ({error}): measure them with `python -m stlib measure`, or run notebooks 05 and 08") from error
+            raise ValueError(f"{path} holds no costs of this version ({error}): measure them with `python -m stlib "
+                             "measure`, or run notebooks 05 and 08") from error
 
     @classmethod
     def read(cls, workload: str, system: str | Path = paths.REFERENCE) -> "Costs":

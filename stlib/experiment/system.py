@@ -41,7 +41,7 @@ def read_spec(folder: Path) -> ReplicaSpec | None:
             given = json.loads(file.read_text(encoding="utf-8"))
             return ReplicaSpec(**{name: given[name] for name in ReplicaSpec.model_fields})
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"no system of this version ({type(error).__name__}: {error}); measure it again") from error
+            raise ValueError(f"no system of this version ({type(error).__name__}: {error}): measure it") from error
 
 
 def plan_of(spec: ReplicaSpec, design: Path, menu: dict) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -56,13 +56,17 @@ def plan_of(spec: ReplicaSpec, design: Path, menu: dict) -> tuple[pd.DataFrame, 
         runs = with_stories(runs)
     else:
         runs["seed"] = row_seeds(runs).astype(np.int64) % 2**31
+    for one in runs.get("method", pd.Series([None])).unique():
+        known("method of the menu", one, menu)
     kept, refused = [], {}
     for row in runs.to_dict("records"):
         job = {name: row[name] for name in {*workload.fields} & {*row}}
         try:
-            params = job | options_of(known("method of the menu", row.get("method"), menu), menu)
+            params = job | options_of(row["method"], menu)
             workload.validate(params)
-            kept.append(row | {name: workload.resolve(params)[name] for name in {"image_size"} & {*job}})
+            own = workload.resolve(params)
+            kept.append({name: own[name] for name in workload.fields} | row | (
+                {"image_size": own["image_size"]} if "image_size" in own else {}))
         except FieldError as error:
             refused[str(error)] = refused.get(str(error), 0) + 1
     if not kept:
@@ -79,7 +83,7 @@ def measure_system(spec: ReplicaSpec, runs: pd.DataFrame, folder: Path, *, menu:
     """
     workload, code, folder = spec.make(), in_replica(spec.workload), Path(folder)
     run = FreshReplicas(spec, RUNS_A_PROCESS, menu)
-    rows = measure(runs, run, Store(folder / "runs.jsonl"), lambda job: workload.weights_hash(menu.get(job["method"], {})),
+    rows = measure(runs, run, Store(folder / "runs.jsonl"), lambda job: workload.weights_hash(menu[job["method"]]),
                    code=code, menu=menu, label="runs", seconds=seconds)
     run.stop()
     place = rows.sort_values("at_s").groupby("process").cumcount().reindex(rows.index)

@@ -114,7 +114,7 @@ def image_to_image(pipeline: str) -> bool:
 
 
 def picture_sizes(name: str) -> tuple[int, int]:
-    """Pixels of which a picture's side must be a multiple, and those of one that is not asked for, by a pipeline's files.
+    """Pixels of which a side must be a multiple, and those of a picture that leaves them open, by a pipeline's files.
 
     The VAE's factor times the denoiser's patch; where latents are packed into channels (FLUX), times that as well. Of
     one whose files say nothing 1 and DEFAULT_SIZE. Raises ModelError for a model that is not there.

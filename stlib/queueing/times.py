@@ -1,4 +1,4 @@
-"""The one reader of arrival times: the time column of a CSV file as seconds, whatever clock wrote it."""
+"""The one reader of times: the time columns of a file as seconds, whatever clock wrote them."""
 
 import re
 
@@ -12,6 +12,7 @@ YEARS = 946_684_800, 4_102_444_800  # 2000 to 2100 in seconds since 1970: here a
 LONGEST_S = 2e7  # of a run, 231 days, unless its unit is stated; above lie dates YYYYMMDD and other units
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 COMPACT = r"20[0-9]{12}(\.[0-9]+|[0-9]{3})?"  # a stamp, with a fraction or in ms: never a number
+LAYOUT = {"skip_blank_lines": False, "encoding": "utf-8-sig"}
 ACCEPTED = ("seconds from the run's start, ISO 8601 timestamps, YYYYMMDDhhmmss stamps, or an epoch in s, ms, us or ns, "
             "all in one format, with a decimal point and no other separators")
 STATE_UNIT = 'state the unit of the numbers: unit="ms", or a column name that ends in _ms (us and ns likewise)'
@@ -29,29 +30,43 @@ def read_times(path, column: str | None = None, unit: str | None = None) -> tupl
     """
     if unit not in (None, *UNITS):
         raise ValueError(f"unit = {unit!r} must be one of {', '.join(UNITS)}, or left out")
-    layout = {"skip_blank_lines": False, "encoding": "utf-8-sig"}
+    text = read_cells(path)
+    place = _place(path, text.columns.tolist(), column)
+    if text.empty:
+        raise ValueError(f"{path}: a trace must have at least one arrival; this one is empty")
+    name, cells = text.columns[place], text.iloc[:, place].str.strip()
+
+    def at(i):
+        return f"{path}, line {cells.index[i]}, column {name!r}: {cells.iloc[i]!r}"
+
+    times = seconds(cells, unit or stated_unit(name), at)
+    refuse_bad_times(times, at)
+    table = pd.read_csv(path, index_col=False, **LAYOUT)
+    return times, table.iloc[: len(times)].drop(columns=table.columns[place])
+
+
+def read_cells(path) -> pd.DataFrame:
+    """The cells of a CSV file with a header as text, "" where empty; the index is the line on which a row begins.
+
+    Blank lines at the end are left out. Raises ValueError for what is no CSV file.
+    """
     try:
-        text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, **layout).fillna("")
-        table = pd.read_csv(path, index_col=False, **layout)
+        text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, **LAYOUT).fillna("")
     except (OSError, UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         problem = str(error).strip()
         raise ValueError(f"{path}: {problem}; a trace is a CSV file with a header and one line an arrival") from error
-    place = _place(path, text.loc[0].tolist(), column)
-    name, text = text.loc[0, place], text.loc[1:]
-    text = text[(text != "").any(axis=1)[::-1].cummax()[::-1]]
-    if text.empty:
-        raise ValueError(f"{path}: a trace must have at least one arrival; this one is empty")
-    cells, breaks = text[place].str.strip(), text.apply(lambda cells: cells.str.count("\n")).sum(axis=1)
-    lines = cells.index + 1 + breaks.cumsum().shift(fill_value=0)
+    breaks = text.apply(lambda cells: cells.str.count("\n")).sum(axis=1)
+    text.index = text.index + 1 + breaks.cumsum().shift(fill_value=0).to_numpy()
+    cells = text.iloc[1:].set_axis(text.iloc[0].tolist(), axis=1)
+    return cells[(cells != "").any(axis=1)[::-1].cummax()[::-1]]
 
-    def at(i):
-        return f"{path}, line {lines.iloc[i]}, column {name!r}: {cells.iloc[i]!r}"
 
-    if unit is None and (stated := re.search(r"_(ms|us|ns)$", _plain(name))):
-        unit = stated[1]
-    times = _seconds(cells, unit, at)
-    refuse_bad_times(times, at)
-    return times, table.iloc[: len(times)].drop(columns=table.columns[place])
+def stated_unit(*names: str) -> str | None:
+    """The unit, ms, us or ns, in which the name of a time column ends; ValueError if several state different ones."""
+    units = {found[1] for name in names if (found := re.search(r"_(s|ms|us|ns)$", plain(name)))}
+    if len(units) > 1:
+        raise ValueError(f"the columns {names} state the units {sorted(units)}: give all times in one unit")
+    return (units - {"s"} or {None}).pop()
 
 
 def refuse_bad_times(times: np.ndarray, at) -> None:
@@ -66,7 +81,7 @@ def refuse_bad_times(times: np.ndarray, at) -> None:
 
 def _place(path, header: list[str], column: str | None) -> int:
     """Where the time column is: found by its name, never by its place."""
-    found = [name for name in header if name == column or (column is None and NAMES.fullmatch(_plain(name)))]
+    found = [name for name in header if name == column or (column is None and NAMES.fullmatch(plain(name)))]
     if sorted(found) == ["arrival_s", "scheduled_s"]:  # a job table
         found = ["scheduled_s"]
     if len(found) != 1:
@@ -76,13 +91,17 @@ def _place(path, header: list[str], column: str | None) -> int:
     return header.index(found[0])
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A column's name in lower case with underscores: 'Timestamp [UTC]' is timestamp_utc."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _seconds(cells: pd.Series, unit: str | None, at) -> np.ndarray:
-    """The cells as seconds, all read as the first one is."""
+def seconds(cells: pd.Series, unit: str | None, at) -> np.ndarray:
+    """The cells of one or several time columns as seconds from one zero, all read as the first one is.
+
+    cells: text, stripped. unit: as of `read_times`. at(i) names the i-th in the message of the ValueError for one that
+    is no time, or not written as the first one.
+    """
     compact = cells.str.fullmatch(COMPACT)
     number = cells.str.fullmatch(NUMBER) & ~compact
     if number.iloc[0]:

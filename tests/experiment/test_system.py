@@ -58,7 +58,7 @@ def test_a_design_s_runs_are_those_that_the_models_can_do(design, tiny_sd):
     assert len(own) == 64 and not refused and set(own["image_size"]) == {128, "96x64"}
     assert own["exact_tokens"].sum() == 32 and (own["captions"].map(len) == own["n_panels"]).all()
     design.write_text(DESIGN.replace("llm_tokens: [0, 8]", "llm_tokens: [8, 9]"))
-    with pytest.raises(ValueError, match="my.yml: these models can do none of its runs: prompt .* no LLM is loaded"):
+    with pytest.raises(ValueError, match=r"my\.yml: these models can do none of its runs: prompt .* no LLM is loaded"):
         plan_of(ReplicaSpec("story", {"models": {"llm": "none", "ldm": str(tiny_sd)}}), design, menu)
     design.write_text(DESIGN.replace("[sequential, parallel]", "[sequential, magic]"))
     with pytest.raises(ValueError, match="unknown method of the menu 'magic'"):

@@ -8,7 +8,6 @@ import pytest
 import scipy.stats
 from service import Command
 
-from stlib import paths
 from stlib.experiment import Costs, JobMix
 from stlib.serving.replay import replay
 from stlib.serving.targets import HttpTarget

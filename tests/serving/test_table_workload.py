@@ -101,7 +101,7 @@ def test_a_mixture_s_costs_are_drawn_and_estimated_alike():
 @pytest.mark.parametrize("workload", ["story", "table", "mixed"])
 def test_costs_are_read_by_their_workload(workload):
     assert Costs.read(workload).workload == workload
-    with pytest.raises(ValueError, match="holds the costs of the workload"):
+    with pytest.raises(ValueError, match="none of the workload 'sleep'"):
         Costs.read("sleep")
 
 
