@@ -100,7 +100,7 @@ def serve(
     fitted = Costs.read(workload, system)
     busy = fitted.busy_speed(method, replicas)[replicas]
     estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
-    estimate(_small_job(workload, llm), method)  # refuses a method not measured; the first request need not load
+    estimate(_small_job(spec), method)  # refuses a method not measured; the first request need not load
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)
     with Dispatcher(spec, replicas, routing=routing, method=method, estimate=estimate, max_waiting=max_waiting,
@@ -137,14 +137,14 @@ def _spec(system: Path | None, workload: str, llm: str, ldm: str, device: str, p
         spec = measured
     if gpus == 0 and spec.gpus == 0 and os.path.exists("/dev/nvidia0"):
         print("note: a GPU is there and not used; give --device cuda --gpus 1", file=sys.stderr)
-    spec.make().validate(_small_job(workload, llm))  # refuses models that are not there
+    spec.make().validate(_small_job(spec))  # refuses models that are not there
     return spec
 
 
-def _small_job(workload: str, llm: str) -> dict:
-    story = {"captions": "a fox"} if llm == "none" else {"prompt": "a fox"}
-    return {"rows": 2, "steps": 1} if workload == "table" else story | {"image_size": 128} | (
-        {"kind": "story"} if workload == "mixed" else {})
+def _small_job(spec) -> dict:
+    told = "captions" if spec.options.get("models", {}).get("llm") == "none" else "prompt"
+    return {"rows": 2, "steps": 1} if spec.workload == "table" else {told: "a fox", "image_size": 128} | (
+        {"kind": "story"} if spec.workload == "mixed" else {})
 
 
 @app.command()

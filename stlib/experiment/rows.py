@@ -127,8 +127,14 @@ def elapsed_s(rows: pd.DataFrame) -> pd.Series:
 def export(rows: pd.DataFrame, path: str | Path) -> Path:
     """Write measured rows as Parquet, each with its `provenance`."""
     with paths.whole(Path(path)) as file:
-        rows.to_parquet(file, index=False)
+        storable(rows).to_parquet(file, index=False)
     return Path(path)
+
+
+def storable(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows as Parquet takes them: of columns that hold numbers and texts, as sizes do (64, "96x64"), texts."""
+    kinds = {name: set(map(type, rows[name])) for name in rows.select_dtypes("object")}
+    return rows.astype({name: str for name, found in kinds.items() if found == {int, str}})
 
 
 def reference(name: str) -> pd.DataFrame:

@@ -6,6 +6,7 @@ costs and the speed of busy replicas), `runs.jsonl` (the runs behind them). The 
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,8 @@ def read_spec(folder: Path) -> ReplicaSpec | None:
             raise ValueError(f"no system of this version ({type(error).__name__}: {error}): measure it") from error
 
 
-def plan_of(spec: ReplicaSpec, design: Path, menu: dict) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The runs of a design that these models can do, in their order, and how many others each refusal left out.
+def plan_of(spec: ReplicaSpec, design: Path, menu: dict) -> tuple[pd.DataFrame, Counter]:
+    """The runs of a design that these models can do, in their order, and how many others were refused for which field.
 
     An image_size of "auto" is the models' own. Raises ValueError if no run is left.
     """
@@ -58,7 +59,7 @@ def plan_of(spec: ReplicaSpec, design: Path, menu: dict) -> tuple[pd.DataFrame, 
         runs["seed"] = row_seeds(runs).astype(np.int64) % 2**31
     for one in runs.get("method", pd.Series([None])).unique():
         known("method of the menu", one, menu)
-    kept, refused = [], {}
+    kept, first, refused = [], {}, Counter()
     for row in runs.to_dict("records"):
         job = {name: row[name] for name in {*workload.fields} & {*row}}
         try:
@@ -68,7 +69,7 @@ def plan_of(spec: ReplicaSpec, design: Path, menu: dict) -> tuple[pd.DataFrame, 
             kept.append({name: own[name] for name in workload.fields} | row | (
                 {"image_size": own["image_size"]} if "image_size" in own else {}))
         except FieldError as error:
-            refused[str(error)] = refused.get(str(error), 0) + 1
+            refused[first.setdefault(error.field, str(error))] += 1
     if not kept:
         raise ValueError(f"{Path(design).name}: these models can do none of its runs: {next(iter(refused))}")
     return pd.DataFrame(kept), refused

@@ -20,7 +20,7 @@ from stlib import paths
 from stlib.experiment.costs import Costs
 from stlib.experiment.jobs import JobMix, drawn
 from stlib.experiment.measure import WARM_UP, run_on, side_by_side
-from stlib.experiment.rows import key_of, provenance
+from stlib.experiment.rows import key_of, provenance, storable
 from stlib.experiment.sources import SERVED, code_hash, in_replica
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.predict import MixWork, System, declared_speed, estimator
@@ -224,7 +224,7 @@ def _keep(results: Path, record: dict, tables: dict[str, pd.DataFrame], costs: C
     with paths.whole(folder) as unfinished:
         unfinished.mkdir()
         for name, table in tables.items():
-            table.to_parquet(unfinished / f"{name}.parquet", index=False)
+            storable(table).to_parquet(unfinished / f"{name}.parquet", index=False)
         costs.to_json(unfinished / "costs.json")
         (unfinished / "cell.json").write_text(json.dumps(record, indent=1, default=float) + "\n")
     return folder

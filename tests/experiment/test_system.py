@@ -65,27 +65,37 @@ def test_a_design_s_runs_are_those_that_the_models_can_do(design, tiny_sd):
         plan_of(ReplicaSpec(), design, menu)
 
 
-def test_a_system_is_measured_and_then_predicted_and_replayed(cluster, shell, design, tiny_sd, tmp_path):
-    models, out = ("--ldm", tiny_sd, "--llm", "none"), tmp_path / "mine"
-    told, code = shell("measure", *models, "--design", design, "--out", out)
+@pytest.fixture
+def measured(cluster, shell, design, tiny_sd, tmp_path):
+    """The system's folder, and the options that ask for it and for a mix of its jobs."""
+    told, code = shell("measure", "--ldm", tiny_sd, "--llm", "none", "--design", design, "--out", tmp_path / "mine")
     assert code == 0 and "left out, 32 runs: prompt" in told and "unseen runs: mean off by" in told
     assert "parallel" in told and "kept in" in told
+    (tmp_path / "mix.yml").write_text(MIX)
+    return tmp_path / "mine", ("--mix", tmp_path / "mix.yml", "--system", tmp_path / "mine")
+
+
+def test_a_system_is_measured_and_then_predicted(shell, measured, design, tiny_sd):
+    out, asked = measured
     costs, spec = Costs.read("story", out), read_spec(out)
     assert costs.methods == ("parallel", "sequential") and spec.options["models"]["ldm"] == str(tiny_sd)
     assert (coefficients(costs)["low"] < coefficients(costs)["high"]).all()
-    again, code = shell("measure", *models, "--design", design, "--out", out)
+    again, code = shell("measure", "--ldm", tiny_sd, "--llm", "none", "--design", design, "--out", out)
     assert code == 0 and "runs: 32 rows kept, 0 to measure" in again
-    (tmp_path / "mix.yml").write_text(MIX)
-    asked = ("--mix", tmp_path / "mix.yml", "--system", out)
     told, code = shell("predict", "--rate", 1, *asked)
     assert code == 0 and "sequential, 1 jobs/s on 1 replicas" in told
+    assert "leave them out, or measure that system" in shell("replay", "--rate", 3, "--threads", 2, *asked)[1]
+    (out / "system.json").write_text("{}")
+    assert "no system of this version" in shell("replay", "--rate", 3, *asked)[1]
+
+
+@pytest.mark.slow
+def test_a_measured_system_is_replayed(shell, measured, tmp_path):
+    _, asked = measured
     told, code = shell("replay", "--rate", 3, "--jobs", 20, "--out", tmp_path / "runs", *asked)
     assert code == 0 and "served" in told
     jobs = pd.read_parquet(tmp_path / "runs" / "served" / "cell_0_run_1" / "jobs.parquet")
     assert set(jobs["image_size"].map(str)) == {"64", "96x64"}
-    assert "leave them out, or measure that system" in shell("replay", "--rate", 3, "--threads", 2, *asked)[1]
-    (out / "system.json").write_text("{}")
-    assert "no system of this version" in shell("replay", "--rate", 3, *asked)[1]
 
 
 def test_too_short_a_time_loses_nothing(cluster, design, tiny_sd, tmp_path):
