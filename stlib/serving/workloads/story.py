@@ -128,8 +128,8 @@ class StoryWorkload:
 
 def _area(size):
     """Pixels of one size, a side or both as "96x128", or of many, (n,)."""
-    return np.vectorize(lambda one: float(np.prod([float(side) for side in str(one).split("x")] * (
-        1 if "x" in str(one) else 2))), otypes=[float])(size)
+    sides = np.vectorize(lambda one: float(str(one).split("x")[0]) * float(str(one).split("x")[-1]), otypes=[float])
+    return sides(size)
 
 
 def _has_llm(prompt):
