@@ -16,6 +16,7 @@ from stlib import paths
 
 MOST_REPLICAS = 1000  # of a prediction: seconds a simulation
 JOBS, CALIBRATION = 60, 10  # of a replay
+LEAST_DRIFT = 200  # arrivals of a trace, for its rate to be said to move
 System = Annotated[Path, typer.Option(help="a folder of `measure`: what is served, and what jobs cost there; left out, "
                                            "the embedded models' reference")]
 Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file")]
@@ -33,6 +34,10 @@ GPUs = Annotated[float, typer.Option(min=0, help="GPUs of a replica; 0.5 is one 
 Table = Annotated[Path, typer.Option(help="a table's model: a folder of `table fit`")]
 COLUMN = "the file's column of these, 'none' for none; left out, it is found by a usual name"
 Column = Annotated[str | None, typer.Option(help=COLUMN)]
+TimeColumn = Annotated[str | None, typer.Option(help="the trace's column of times; left out, it is found by its name")]
+TraceUnit = Annotated[str | None, typer.Option(help="of a trace's numbers: s, ms, us or ns")]
+TraceWindow = Annotated[str | None, typer.Option(help="600:1200, the seconds of the trace that are sent")]
+TraceRate = Annotated[float | None, typer.Option(min=0, help="2: twice the trace's own rate")]
 MENU, TABLE = paths.DATA / "menu.yml", paths.MODELS / "table"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -196,13 +201,14 @@ def predict(
     from stlib.experiment import Costs, JobMix
     from stlib.prediction.cell import Campaign
     from stlib.prediction.predict import System, work_se
+    from stlib.queueing.arrivals import is_trace
     from stlib.queueing.checks import positive
     from stlib.queueing.planning import read_target
     from stlib.queueing.simulation import replication_interval
 
     positive(rate=rate)
     targets = [read_target(text) for text in target]
-    if arrivals.endswith(".csv"):
+    if is_trace(arrivals):
         raise ValueError(f"arrivals {arrivals}: a trace ends, so it has no steady state; take poisson or bursty, or "
                          "replay, which serves a trace and predicts that run")
     jobs = JobMix.from_yaml(mix)
@@ -239,9 +245,11 @@ def predict(
 @app.command()
 def replay(
     mix: Mix = "stories_exact", method: Method = "sequential", replicas: Replicas = 1, routing: Routing = "central",
-    arrivals: Annotated[str, typer.Option(help="poisson, bursty or a CSV trace of times")] = "poisson",
-    time_column: Annotated[str | None, typer.Option(help="the trace's column of times; left out, it is found by its "
-                                                    "name")] = None,
+    arrivals: Annotated[str, typer.Option(help="poisson, bursty or a trace of times, .csv or .jsonl, whose columns "
+                                               "named as a job's fields (steps, width, height, ...) set these")
+                        ] = "poisson",
+    time_column: TimeColumn = None, trace_unit: TraceUnit = None, trace_window: TraceWindow = None,
+    trace_rate: TraceRate = None,
     rho: Annotated[float | None, typer.Option(min=0, max=1, help="the load that sets the rate")] = None,
     rate: Annotated[float | None, typer.Option(min=0, max=10**6, help="jobs a second, in place of rho; a trace has its "
                                                "own")] = None,
@@ -263,10 +271,11 @@ def replay(
 
     campaign = Campaign.from_yaml()
     cell = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
-    times = campaign.process_of(arrivals) | ({"time_column": time_column} if time_column else {})
-    own = {"arrivals": {arrivals: Arrivals(time_column=time_column)}} if arrivals.endswith(".csv") else {}
-    campaign = campaign.but(menu=read_menu(menu), n_jobs=jobs or _n_jobs(times), calibration=calibration, seed=seed,
-                            cells={0: cell}, **own)
+    times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
+    n_jobs = jobs or _n_jobs(times)  # refuses what is not the process's, as a column of times
+    own = {"arrivals": {arrivals: Arrivals(**{key: value for key, value in times.items() if key != "name"})}}
+    campaign = campaign.but(menu=read_menu(menu), n_jobs=n_jobs, calibration=calibration, seed=seed, cells={0: cell},
+                            **own)
     check_folder("--out", out or paths.results())
     workload = JobMix.from_yaml(mix).workload
     fitted = Costs.read(workload, system)
@@ -278,12 +287,34 @@ def replay(
     print(f"kept in {folder}/")
 
 
-def _n_jobs(arrivals: dict) -> int:
-    """How many jobs a replay has; arrivals: the parameters of `arrival_process`."""
-    from stlib.queueing.arrivals import arrival_process
+def _trace_options(time_column: str | None, unit: str | None, window: str | None, scale: float | None) -> dict:
+    """Those given, as `arrival_process` takes them."""
+    given = {"time_column": time_column, "unit": unit, "scale": scale}
+    if window is not None:
+        try:
+            begin, end = map(float, window.split(":"))
+        except ValueError:
+            raise ValueError(f"--trace-window {window}: give two times in seconds, as 600:1200") from None
+        given["window"] = [begin, end]
+    return {name: value for name, value in given.items() if value is not None}
 
-    process = arrival_process(1.0, **arrivals)  # refuses what is not the process's, as a column of times
-    return min(JOBS, len(process.arrival_s)) if arrivals["name"].endswith(".csv") else JOBS
+
+def _n_jobs(arrivals: dict) -> int:
+    """How many jobs a replay has; arrivals: the parameters of `arrival_process`. Says how a trace's rate moves."""
+    from stlib.queueing.arrivals import arrival_process, is_trace
+
+    if not is_trace(arrivals["name"]):
+        arrival_process(1.0, **arrivals)
+        return JOBS
+    trace = arrival_process(None, **arrivals)
+    n, told = len(trace.arrival_s), ""
+    if n >= LEAST_DRIFT:
+        low, high, p = trace.drift()
+        told = (f"; over tenths of it the rate moves from {low:.3g} to {high:.3g}, "
+                + (f"which no constant rate would do (p = {p:.2g}): its parts differ, and so will their waits" if p < 0.01
+                   else f"as it may at a constant one (p = {p:.2g})"))
+    print(f"trace: {n} arrivals in {trace.arrival_s[-1]:.6g} s" + told)
+    return min(JOBS, n)
 
 
 @app.command()

@@ -14,9 +14,9 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from stlib import paths
 from stlib.experiment.rows import row_seeds
 from stlib.queueing import checks
-from stlib.queueing.arrivals import arrival_process
+from stlib.queueing.arrivals import arrival_process, is_trace
 from stlib.serving.workloads import make_workload
-from stlib.settings import Fields, known, many, read_yaml
+from stlib.settings import Fields, known, many, read_yaml, within
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,65 @@ class MixOfMixes:
             [share * part for share, part in zip(self.shares, shares, strict=True)])
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The jobs of a mix, some of whose fields a list sets, a row a job; the members are those of a JobMix."""
+
+    mix: JobMix
+    rows: pd.DataFrame
+
+    @classmethod
+    def by(cls, mix: JobMix | MixOfMixes, table: pd.DataFrame) -> "JobMix | MixOfMixes | Listed":
+        """The mix as the columns of a table set its jobs, those named as fields of a job; width and height are a size.
+
+        Without such columns the mix as it is. Raises ValueError, with the row, for a job that the workload refuses.
+        """
+        if isinstance(mix, MixOfMixes):
+            return mix
+        if {"width", "height"} <= {*table}:
+            table = table.assign(image_size=[f"{w}x{h}" if w != h else w for w, h in table[["width", "height"]]
+                                             .itertuples(index=False)])
+        rows = table[[name for name in mix.usual if name in table and name not in ("prompt", "captions", "seed")]]
+        if rows.empty:
+            return mix
+        workload, usual = make_workload(mix.workload), mix._rows()[0]
+        check = getattr(workload, "check", workload.validate)
+        for i, row in rows.drop_duplicates().astype(object).iterrows():
+            with within(f"job {i} of the list"):
+                job = usual | row.to_dict()
+                check(job | mix._carried(mix.stories[0], job.get("n_panels")))
+        return cls(mix, rows)
+
+    @property
+    def name(self) -> str:
+        """The mix's."""
+        return self.mix.name
+
+    @property
+    def workload(self) -> str:
+        """The mix's."""
+        return self.mix.workload
+
+    def sample(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
+        """The first `n` jobs of the list; what it leaves open is drawn."""
+        if n > len(self.rows):
+            raise ValueError(f"{n} jobs of a list of {len(self.rows)}: ask for no more")
+        listed = {name: values.tolist() for name, values in self.rows.head(n).items()}
+        jobs, own = self.mix.sample(n, rng).assign(**listed), self.mix
+        if "n_panels" in listed and "captions" in own.texts:  # a caption a panel
+            told = [own._carried(own.stories[i], panels) for i, panels in
+                    zip(rng.integers(len(own.stories), size=n), listed["n_panels"], strict=True)]
+            jobs = jobs.assign(**{name: [one[name] for one in told] for name in own.texts})
+        return jobs
+
+    def combinations(self) -> tuple[pd.DataFrame, np.ndarray]:
+        """Every combination of the list's rows and of the mix's choices that it leaves open, and their shares."""
+        jobs, shares = self.mix.combinations()
+        rows = self.rows.value_counts(normalize=True).rename("share").reset_index()
+        both = rows.merge(jobs.drop(columns=list(self.rows)).assign(p=shares), how="cross")
+        return both.drop(columns=["share", "p"]), (both["share"] * both["p"]).to_numpy()
+
+
 def _together(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """The rows of all, None where a table lacks a column: whole numbers stay such."""
     rows = pd.concat([table.astype(object) for table in tables])
@@ -232,6 +291,11 @@ def with_stories(runs: pd.DataFrame) -> pd.DataFrame:
     captions = [tuple(story["captions"][:n]) for story, n in zip(told, runs["n_panels"], strict=True)]
     return runs.assign(prompt=prompts, captions=captions, exact_tokens=tokens > 0, llm_tokens=tokens.clip(lower=1),
                        seed=[rng.integers(2**31) for rng in rngs])
+
+
+def listed(mix: JobMix | MixOfMixes, arrivals: dict) -> JobMix | MixOfMixes | Listed:
+    """The mix of a run: a trace's columns that are named as fields of its jobs set these. arrivals: as of `drawn`."""
+    return Listed.by(mix, arrival_process(None, **arrivals).jobs) if is_trace(arrivals["name"]) else mix
 
 
 def drawn(mix: JobMix, arrivals: dict, lam: float | None, seed: int, n_jobs: int) -> tuple:

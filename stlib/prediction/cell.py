@@ -18,13 +18,13 @@ from pydantic import Field, model_validator
 
 from stlib import paths
 from stlib.experiment.costs import Costs
-from stlib.experiment.jobs import JobMix, drawn
+from stlib.experiment.jobs import JobMix, drawn, listed
 from stlib.experiment.measure import WARM_UP, run_on, side_by_side
 from stlib.experiment.rows import key_of, provenance, storable
 from stlib.experiment.sources import SERVED, code_hash, in_replica
 from stlib.prediction.calibration import LEAST_JOBS, Calibration
 from stlib.prediction.predict import MixWork, System, declared_speed, estimator
-from stlib.queueing.arrivals import arrival_process
+from stlib.queueing.arrivals import arrival_process, is_trace
 from stlib.queueing.simulation import ROUTINGS
 from stlib.serving.replica import ReplicaSpec
 from stlib.serving.rules import options_of, read_menu
@@ -35,7 +35,7 @@ from stlib.settings import Fields, known, many, one_of, read_yaml, within
 class Cell(Fields):
     """One served run: jobs of a mix, done by a method on `replicas` replicas.
 
-    arrivals: a name of the campaign's, or a trace, a CSV file. One of: rho, the load that sets the rate; rate, arrivals
+    arrivals: a name of the campaign's, or a trace, a file. One of: rho, the load that sets the rate; rate, arrivals
     per second; same_as, another cell, whose arrivals and jobs these are; none of them for a trace at its own rate.
     n_jobs: of this cell; left out, the campaign's. http: the route of the service that takes the jobs; left out, they
     go to the dispatcher directly.
@@ -55,7 +55,7 @@ class Cell(Fields):
     @model_validator(mode="after")
     def _fits(self):
         given = sum(value is not None for value in (self.rho, self.rate, self.same_as))
-        traced = (self.arrivals or "").endswith(".csv")
+        traced = is_trace(self.arrivals or "")
         shared = self.same_as is not None
         if given not in ((0, 1) if traced else (1,)) or (self.arrivals is None) != shared or (shared and self.n_jobs):
             raise ValueError("give arrivals with either rho or rate, or same_as alone")
@@ -69,6 +69,8 @@ class Arrivals(Fields):
     idc: float | None = None
     time_column: str | None = None
     unit: str | None = None
+    window: Annotated[many(float), Field(min_length=2, max_length=2, description="from and to, seconds")] | None = None
+    scale: Annotated[float | None, Field(gt=0, description="how many times its own rate")] = None
 
 
 class Campaign(Fields):
@@ -103,7 +105,8 @@ class Campaign(Fields):
                 if cell.same_as is not None:
                     known("same_as", cell.same_as, own)
                 else:
-                    process = arrival_process(cell.rate or 1.0, **self.process_of(cell.arrivals))
+                    rate = cell.rate or (1.0 if cell.rho or not is_trace(cell.arrivals) else None)
+                    process = arrival_process(rate, **self.process_of(cell.arrivals))
                     n = cell.n_jobs or self.n_jobs
                     with within(f"n_jobs = {n} of {cell.arrivals}"):  # a trace may be too short
                         process.sample(n, np.random.default_rng(0))
@@ -115,9 +118,9 @@ class Campaign(Fields):
         return read_yaml(path, cls)
 
     def process_of(self, name: str) -> dict:
-        """The parameters of `arrival_process` that the campaign gives a name; a CSV file stands for itself."""
-        if not name.endswith(".csv"):
-            known("arrivals", name, [*self.arrivals, "a trace, a CSV file"])
+        """The parameters of `arrival_process` that the campaign gives a name; a trace stands for itself."""
+        if not is_trace(name):
+            known("arrivals", name, [*self.arrivals, "a trace, a .csv or .jsonl file"])
         return {"name": name, **self.arrivals.get(name, Arrivals()).model_dump(exclude_none=True)}
 
 
@@ -160,7 +163,7 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     plan, chosen = _plan(campaign, number, results), options_of(cell.method, campaign.menu)
     name = plan["arrivals"]["name"]
     key = key_of(campaign.model_dump(exclude={"cells", "arrivals", "menu"}), cell.model_dump(exclude_none=True), number,
-                 plan, Path(name).read_text("utf-8") if name.endswith(".csv") else None, chosen, mix, costs, spec,
+                 plan, Path(name).read_text("utf-8") if is_trace(name) else None, chosen, mix, costs, spec,
                  spec.make().weights_hash(chosen),
                  code_hash(*SERVED, *in_replica(mix.workload), method=chosen.get("method")))
     runs = finished(results, number)
@@ -168,16 +171,17 @@ def run_cell(campaign: Campaign, number: int, costs: Costs, replica_of, *, resul
     print(f"cell {number}: {f'{len(kept)} runs kept' if kept else 'to be served'}")
     if kept:
         return kept[-1]
+    asked = listed(mix, plan["arrivals"])
     made, handles = provenance(), [replica_of(i) for i in range(k)]
     doers = [run_on(handle, campaign.menu) for handle in handles]
     whole = mix.sample(campaign.calibration, np.random.default_rng([campaign.seed, number])).assign(method=cell.method)
     side_by_side(doers, whole.head(WARM_UP), label="warm-up")
     before = side_by_side(doers, whole, label="calibration before").assign(when="before")
     level = Calibration.fit(before, costs, cell.method).level
-    system = System.of(costs, mix, cell.method, k, probing=True, level=level)
+    system = System.of(costs, asked, cell.method, k, probing=True, level=level)
     if cell.rho is not None:
         plan["lam"] = cell.rho * system.capacity
-    jobs, arrival_s, lam = drawn(mix, **plan)
+    jobs, arrival_s, lam = drawn(asked, **plan)
     estimate = estimator(costs, spec.make(), system.level / declared_speed(vars(cell), costs), probing=True)
     table, products, queue = serve(jobs, arrival_s, cell, spec, handles, estimate, campaign.menu)
     after = side_by_side(doers, whole, label="calibration after").assign(when="after")

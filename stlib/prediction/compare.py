@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stlib.experiment.costs import Costs
+from stlib.experiment.jobs import JobMix, listed
 from stlib.paths import whole
 from stlib.prediction.calibration import Calibration
 from stlib.prediction.cell import Campaign, read_cell, read_fitted
@@ -118,7 +119,8 @@ def systems(cell: dict, costs: Costs, jobs: pd.DataFrame, calibration: pd.DataFr
                          for rows in (calibration[calibration["when"] == "before"], calibration))
         before, after = ({"level": one.level, "level_se": one.se} for one in (ahead, around))
         probe_s = around.probe_s
-    plain = System.of(costs, cell["mix"], method, k, seed=[cell["seed"], 1], routing=cell["routing"],
+    mix = listed(JobMix.from_yaml(cell["mix"]), cell["arrivals"])
+    plain = System.of(costs, mix, method, k, seed=[cell["seed"], 1], routing=cell["routing"],
                       arrivals=cell["arrivals"], level_se=work_se(costs, jobs, method, k), probing=True,
                       declared=before["level"] / declared_speed(cell, costs))
     return plain, replace(plain, **before), replace(plain, **after), probe_s

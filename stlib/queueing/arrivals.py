@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from stlib.queueing import checks
 from stlib.queueing.times import read_times, refuse_bad_times
@@ -162,9 +163,20 @@ class Trace:
         refuse_bad_times(self.arrival_s, lambda i: f"arrival {i}: {self.arrival_s[i]}")
 
     @classmethod
-    def from_csv(cls, path, time_column: str | None = None, unit: str | None = None) -> "Trace":
-        """Read a trace from a CSV file, as `times.read_times` does; its other columns become `jobs`."""
-        return cls(*read_times(path, time_column, unit))
+    def read(cls, path, time_column: str | None = None, unit: str | None = None, window=None) -> "Trace":
+        """Read a trace from a CSV or .jsonl file, as `times.read_times` does; its other columns become `jobs`.
+
+        window: from and to, seconds of the trace: the arrivals of this part alone, which then starts at 0.
+        """
+        arrival_s, jobs = read_times(path, time_column, unit)
+        if window is None:
+            return cls(arrival_s, jobs)
+        begin, end = window
+        inside = (begin <= arrival_s) & (arrival_s < end)
+        if not inside.any():
+            raise ValueError(f"{path} has no arrival from {begin:g} to {end:g} s: it spans {arrival_s[0]:g} to "
+                             f"{arrival_s[-1]:g} s, take a window in there")
+        return cls(arrival_s[inside] - begin, jobs[inside].reset_index(drop=True))
 
     @property
     def rate(self) -> float:
@@ -181,6 +193,20 @@ class Trace:
             raise ValueError(f"n = {n} must be at most {len(self.arrival_s)}, the trace's length; ask for fewer")
         return self.arrival_s[:n].copy()
 
+    def drift(self, parts: int = 10) -> tuple[float, float, float]:
+        """The smallest and the largest rate (per second) among equal parts, and the p-value of one rate for all.
+
+        By a one-way analysis of variance of the counts in ten windows of each part: correlation within a part, as of
+        bursts shorter than it, is not taken for a rate that moves. ValueError unless each part has ten arrivals or
+        more in the mean.
+        """
+        if len(self.arrival_s) < 10 * parts:
+            raise ValueError(f"{len(self.arrival_s)} arrivals in {parts} parts: give ten or more a part")
+        counts, edges = np.histogram(self.arrival_s, bins=10 * parts)
+        by_part, seconds = counts.reshape(parts, 10), (edges[-1] - edges[0]) / parts
+        rates = by_part.sum(axis=1) / seconds
+        return float(rates.min()), float(rates.max()), float(stats.f_oneway(*by_part).pvalue)
+
     def idc(self, t: float) -> float:
         """Return the variance over the mean of the counts in the trace's successive windows of `t` seconds.
 
@@ -194,25 +220,33 @@ class Trace:
         return float(counts.var(ddof=1) / counts.mean())
 
 
+def is_trace(name: str) -> bool:
+    """Whether arrivals of that name are a recorded trace, a file."""
+    return name.endswith((".csv", ".jsonl"))
+
+
 def arrival_process(rate: float | None, name: str = "poisson", *, scv: float | None = None, idc: float | None = None,
-                    time_column: str | None = None, unit: str | None = None):
+                    time_column: str | None = None, unit: str | None = None, window=None, scale: float | None = None):
     """The arrival process of that rate which these parameters describe.
 
-    None: Poisson, called so. scv alone: Renewal, with gamma inter-arrival times. scv and idc: MMPP2. A name that ends
-    in .csv: this trace, read as by `Trace.from_csv`, stretched to the rate unless that is None. Raises ValueError for
-    parameters that are out of range or of another kind of process.
+    None: Poisson, called so. scv alone: Renewal, with gamma inter-arrival times. scv and idc: MMPP2. A name of
+    `is_trace`: this trace, read as by `Trace.read`, stretched to the rate, or, where that is None, to `scale` times its
+    own. Raises ValueError for parameters that are out of range or of another kind of process.
     """
-    traced = name.endswith(".csv")
-    foreign = {"scv": scv, "idc": idc} if traced else {"time_column": time_column, "unit": unit}
+    traced = is_trace(name)
+    foreign = {"scv": scv, "idc": idc} if traced else {"time_column": time_column, "unit": unit, "window": window,
+                                                       "scale": scale}
     if stated := {key: value for key, value in foreign.items() if value is not None}:
-        raise ValueError(f"arrivals {name!r} cannot have {stated}: a trace, a .csv file, takes time_column and unit, "
-                         "any other process scv and idc")
+        raise ValueError(f"arrivals {name!r} cannot have {stated}: a trace, a .csv or .jsonl file, takes time_column, "
+                         "unit, window and scale, any other process scv and idc")
     if traced:
-        trace = Trace.from_csv(name, time_column, unit)
-        if rate is None:
+        trace = Trace.read(name, time_column, unit, window)
+        if rate is not None and scale is not None:
+            raise ValueError(f"rate = {rate} beside scale = {scale}: give a trace one of the two")
+        if rate is None and scale is None:
             return trace
-        checks.positive(rate=rate)
-        return Trace(trace.arrival_s * trace.rate / rate)
+        checks.positive(**{"rate": rate} if scale is None else {"scale": scale})
+        return Trace(trace.arrival_s * (trace.rate / rate if scale is None else 1 / scale), trace.jobs)
     checks.nonnegative(scv=scv or 0, idc=idc or 0)
     random = {scv, idc} <= {None, 1}
     if (name == "poisson" and not random) or (name != "poisson" and scv is None):

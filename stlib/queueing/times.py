@@ -1,5 +1,6 @@
 """The one reader of times: the time columns of a file as seconds, whatever clock wrote them."""
 
+import json
 import re
 
 import numpy as np
@@ -12,53 +13,86 @@ YEARS = 946_684_800, 4_102_444_800  # 2000 to 2100 in seconds since 1970: here a
 LONGEST_S = 2e7  # of a run, 231 days, unless its unit is stated; above lie dates YYYYMMDD and other units
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 COMPACT = r"20[0-9]{12}(\.[0-9]+|[0-9]{3})?"  # a stamp, with a fraction or in ms: never a number
+ENDED = ("end_timestamp", "duration")  # of a trace that tells when its calls ended, as Azure Functions 2021 does
+DAY_S, MINUTE_S = 86_400, 60
 LAYOUT = {"skip_blank_lines": False, "encoding": "utf-8-sig"}
 ACCEPTED = ("seconds from the run's start, ISO 8601 timestamps, YYYYMMDDhhmmss stamps, or an epoch in s, ms, us or ns, "
             "all in one format, with a decimal point and no other separators")
 STATE_UNIT = 'state the unit of the numbers: unit="ms", or a column name that ends in _ms (us and ns likewise)'
+NO_TRACE = "a trace is a CSV file with a header and one line an arrival, or a .jsonl file with one object an arrival"
 
 
 def read_times(path, column: str | None = None, unit: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read the times (n,), in seconds, and the other columns, a row a time, of a CSV file with a header.
+    """Read the times (n,), in seconds, and the other columns, a row a time, of a CSV file with a header or a .jsonl file.
 
-    column: left out, the only one with a name of NAMES; of a job table, `scheduled_s`. It holds seconds from the
-    run's start, kept as they are, or an absolute clock, which becomes seconds since its first time: ISO 8601
-    timestamps, stamps YYYYMMDDhhmmss (both UTC unless they say a zone), or an epoch in s, ms, us or ns, told by its
-    size. unit: of numbers, one of UNITS, where their size does not tell; a column name that ends in _ms, _us or _ns
-    states it too. Equal times are kept in the file's order; blank lines at the end are ignored. Raises ValueError
-    naming file, line and cell for a time that is missing, unreadable, negative, unsorted or not written as the first.
+    column: left out, the only one with a name of NAMES; of a job table, `scheduled_s`; where there are those of ENDED,
+    ends less durations, in their order. It holds seconds from the run's start, kept as they are (but a slice from the
+    middle, which begins later than it is long and than a minute, starts at 0), or an absolute clock, which becomes
+    seconds since its first time: ISO 8601 timestamps, stamps YYYYMMDDhhmmss (both UTC unless they say a zone), or an
+    epoch in s, ms, us or ns, told by its size. unit: of numbers, one of UNITS, where their size does not tell; a column
+    name that ends in _ms, _us or _ns states it too. Equal times are kept in the file's order; blank lines at the end
+    are ignored. Raises ValueError naming file, line and cell for a time that is missing, unreadable, negative, unsorted
+    or not written as the first, and for whole numbers over more than a day whose unit nothing states.
     """
     if unit not in (None, *UNITS):
         raise ValueError(f"unit = {unit!r} must be one of {', '.join(UNITS)}, or left out")
     text = read_cells(path)
-    place = _place(path, text.columns.tolist(), column)
+    by_end = column is None and {*ENDED} <= {*text}
+    place = _place(path, text.columns.tolist(), ENDED[0] if by_end else column)
     if text.empty:
         raise ValueError(f"{path}: a trace must have at least one arrival; this one is empty")
     name, cells = text.columns[place], text.iloc[:, place].str.strip()
 
-    def at(i):
+    def at(i, name=name, cells=cells):
         return f"{path}, line {cells.index[i]}, column {name!r}: {cells.iloc[i]!r}"
 
-    times = seconds(cells, unit or stated_unit(name), at)
+    times, order = seconds(cells, unit or stated_unit(name), at), np.arange(len(cells))
+    if by_end:
+        lasted = text[ENDED[1]].str.strip()
+        times = times - seconds(lasted, unit, lambda i: at(i, ENDED[1], lasted))
+        order = times.argsort(kind="stable")
+        times = times[order] - times.min()
     refuse_bad_times(times, at)
-    table = pd.read_csv(path, index_col=False, **LAYOUT)
-    return times, table.iloc[: len(times)].drop(columns=table.columns[place])
+    length = np.ptp(times)
+    counted = cells.str.fullmatch("[0-9]+").all() and float(cells.iloc[0]) < YEARS[0]
+    if counted and length > DAY_S and not (unit or by_end or re.search(r"_(s|ms|us|ns)$", plain(name))):
+        raise ValueError(f"{at(0)} and so on: whole numbers over more than a day if they are seconds, and nothing says "
+                         f"that they are: give the unit (--trace-unit s or ms), or {STATE_UNIT}")
+    if times[0] > max(length, MINUTE_S) and len(times) > 1:
+        times = times - times[0]
+    lines = str(path).endswith(".jsonl")
+    table = pd.read_json(path, lines=True, convert_dates=False) if lines else pd.read_csv(path, index_col=False,
+                                                                                         **LAYOUT)
+    table = table.iloc[: len(times)].drop(columns=table.columns[place])
+    return times, table if not by_end else table.iloc[order].reset_index(drop=True)
 
 
 def read_cells(path) -> pd.DataFrame:
-    """The cells of a CSV file with a header as text, "" where empty; the index is the line on which a row begins.
+    """The cells of a CSV or .jsonl file as text, "" where empty; the index is the line on which a row begins.
 
-    Blank lines at the end are left out. Raises ValueError for what is no CSV file.
+    Blank lines at the end are left out. Raises ValueError for what is no such file.
     """
+    if str(path).endswith(".jsonl"):
+        return _json_cells(path)
     try:
         text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, **LAYOUT).fillna("")
     except (OSError, UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         problem = str(error).strip()
-        raise ValueError(f"{path}: {problem}; a trace is a CSV file with a header and one line an arrival") from error
+        raise ValueError(f"{path}: {problem}; {NO_TRACE}") from error
     breaks = text.apply(lambda cells: cells.str.count("\n")).sum(axis=1)
     text.index = text.index + 1 + breaks.cumsum().shift(fill_value=0).to_numpy()
     cells = text.iloc[1:].set_axis(text.iloc[0].tolist(), axis=1)
     return cells[(cells != "").any(axis=1)[::-1].cummax()[::-1]]
+
+
+def _json_cells(path) -> pd.DataFrame:
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = {i: dict(json.loads(line)) for i, line in enumerate(file, start=1) if line.strip()}
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; {NO_TRACE}") from error
+    cells = pd.DataFrame.from_dict(rows, orient="index")
+    return cells.map(lambda one: "" if one is None or one != one else str(one))
 
 
 def stated_unit(*names: str) -> str | None:

@@ -111,7 +111,7 @@ def written(tmp_path, text):
 
 def test_a_trace_of_seconds_keeps_times_and_jobs(tmp_path):
     path = written(tmp_path, "steps,when,size\n20,0.5,128\n30,0.5,64\n25,2.75,96\n")
-    trace = Trace.from_csv(path, "when")
+    trace = Trace.read(path, "when")
     assert trace.arrival_s.tolist() == [0.5, 0.5, 2.75]
     assert trace.jobs.to_dict("list") == {"steps": [20, 30, 25], "size": [128, 64, 96]}
     assert trace.rate == pytest.approx(2 / 2.25)
@@ -122,14 +122,14 @@ def test_a_trace_of_seconds_keeps_times_and_jobs(tmp_path):
 
 def test_crlf_a_byte_order_mark_and_blank_lines_at_the_end_are_read(tmp_path):
     path = written(tmp_path, "\ufefft,steps\r\n1,10\r\n2.5,20\r\n\r\n\r\n")
-    trace = Trace.from_csv(path, "t")
+    trace = Trace.read(path, "t")
     assert trace.arrival_s.tolist() == [1.0, 2.5]
     assert trace.jobs["steps"].tolist() == [10, 20]
 
 
 def test_timestamps_become_seconds_since_the_first(tmp_path):
     path = written(tmp_path, "t\n2023-11-16 18:15:46.6805900\n2023-11-16T18:15:50Z\n2023-11-16T20:16:46.68059+02:00\n")
-    assert Trace.from_csv(path, "t").arrival_s == pytest.approx([0, 3.31941, 60])
+    assert Trace.read(path, "t").arrival_s == pytest.approx([0, 3.31941, 60])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_timestamps_become_seconds_since_the_first(tmp_path):
 )
 def test_bad_traces_name_the_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        Trace.from_csv(written(tmp_path, text), "t")
+        Trace.read(written(tmp_path, text), "t")
 
 
 def test_a_trace_refuses_more_than_it_has_and_idle_questions():

@@ -38,7 +38,7 @@ CLOCKS = {
 
 @pytest.mark.parametrize("cells, seconds", CLOCKS.values(), ids=CLOCKS)
 def test_every_clock_is_read_as_seconds(write, cells, seconds):
-    trace = Trace.from_csv(write("stamp,tokens", *(f"{cell},7" for cell in cells)))
+    trace = Trace.read(write("stamp,tokens", *(f"{cell},7" for cell in cells)))
     assert trace.arrival_s == pytest.approx(seconds, abs=1e-6)
     assert trace.jobs.to_dict("list") == {"tokens": [7] * len(cells)}
 
@@ -49,16 +49,16 @@ def test_an_epoch_of_any_unit_gives_the_same_gaps(tmp_path_factory, start, unit,
     path = tmp_path_factory.mktemp("epochs") / "trace.csv"
     path.write_text("\n".join(["time", *(f"{(start + s) * UNITS[unit]:.6f}" for s in seconds)]))
     for stated in (None, unit):
-        assert Trace.from_csv(path, unit=stated).arrival_s == pytest.approx(seconds, abs=2e-6)
+        assert Trace.read(path, unit=stated).arrival_s == pytest.approx(seconds, abs=2e-6)
 
 
 def test_a_stated_unit_counts(write):
     for name, unit in (("time", "ms"), ("time_ms", None), ("Time [ms]", None), ("time_s", "ms"), ("time_us", "ms")):
-        assert Trace.from_csv(write(name, "0", "500", "1500"), unit=unit).arrival_s.tolist() == [0, 0.5, 1.5]
-    assert Trace.from_csv(write("time", "0", "30000000"), unit="s").arrival_s.tolist() == [0, 3e7]
-    assert Trace.from_csv(write("time_ms", "0", "2000"), unit="s").arrival_s.tolist() == [0, 2000]
+        assert Trace.read(write(name, "0", "500", "1500"), unit=unit).arrival_s.tolist() == [0, 0.5, 1.5]
+    assert Trace.read(write("time", "0", "30000000"), unit="s").arrival_s.tolist() == [0, 3e7]
+    assert Trace.read(write("time_ms", "0", "2000"), unit="s").arrival_s.tolist() == [0, 2000]
     days = [0, 947e6, 2.6e9]  # milliseconds of a month pass through the epochs in seconds
-    assert Trace.from_csv(write("time", *map(str, days)), unit="ms").arrival_s.tolist() == [day / 1e3 for day in days]
+    assert Trace.read(write("time", *map(str, days)), unit="ms").arrival_s.tolist() == [day / 1e3 for day in days]
 
 
 REFUSED = {  # the cells of the column `time`: what the message must hold, beside file and column
@@ -90,7 +90,7 @@ REFUSED = {  # the cells of the column `time`: what the message must hold, besid
 @pytest.mark.parametrize("cells, message", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_one_clock_is_refused_with_its_own_text(write, cells, message):
     with pytest.raises(ValueError, match="(?s)trace.csv, .*" + message) as error:
-        Trace.from_csv(write("time", *cells), "time")
+        Trace.read(write("time", *cells), "time")
     assert "column 'time'" in str(error.value)
 
 
@@ -103,15 +103,15 @@ def test_what_cannot_be_one_clock_is_refused_with_its_own_text(write, cells, mes
 def test_a_stated_unit_is_checked(write, cell, unit, message):
     path = write("time", cell)
     if message is None:
-        assert Trace.from_csv(path, unit=unit).arrival_s.tolist() == [0]
+        assert Trace.read(path, unit=unit).arrival_s.tolist() == [0]
     else:
         with pytest.raises(ValueError, match=message):
-            Trace.from_csv(path, unit=unit)
+            Trace.read(path, unit=unit)
 
 
 @pytest.mark.parametrize("header", ["x,Timestamp [UTC]", "x,ARRIVAL_S", "job_id,stamp", "x,arrival time", ",time"])
 def test_the_time_column_is_found_by_its_name(write, header):
-    assert Trace.from_csv(write(header, "7,1.5", "8,2.5")).arrival_s.tolist() == [1.5, 2.5]
+    assert Trace.read(write(header, "7,1.5", "8,2.5")).arrival_s.tolist() == [1.5, 2.5]
 
 
 @pytest.mark.parametrize("header, column, message", [
@@ -123,7 +123,7 @@ def test_the_time_column_is_found_by_its_name(write, header):
 ])
 def test_a_column_is_never_taken_by_its_place(write, header, column, message):
     with pytest.raises(ValueError, match=message):
-        Trace.from_csv(write(header, "1,2", "3,4"), column)
+        Trace.read(write(header, "1,2", "3,4"), column)
 
 
 def test_a_job_table_as_csv_is_a_trace(tmp_path):
@@ -140,13 +140,13 @@ def test_a_job_table_as_csv_is_a_trace(tmp_path):
 def test_lines_are_counted_in_the_file(write):
     path = write("time,prompt", '0,"a fox', 'in the snow"', "1,x", "late,y")
     with pytest.raises(ValueError, match=r"line 5.*'late'"):
-        Trace.from_csv(path)
+        Trace.read(path)
     with pytest.raises(ValueError, match="line 2, saw 3"):
-        Trace.from_csv(write("time,x", "1,2,3"))
+        Trace.read(write("time,x", "1,2,3"))
 
 
 def test_what_is_no_csv_file_is_a_value_error(tmp_path):
     (tmp_path / "utf16.csv").write_bytes("time\n1\n".encode("utf-16"))
     for name in ("missing.csv", "utf16.csv", "."):
         with pytest.raises(ValueError, match="a trace is a CSV file with a header"):
-            Trace.from_csv(tmp_path / name)
+            Trace.read(tmp_path / name)

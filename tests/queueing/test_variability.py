@@ -252,16 +252,16 @@ def test_a_bad_trace_names_its_line(tmp_path, change, message):
     path = tmp_path / "trace.csv"
     path.write_text("\n".join(edit(TRACE.read_text().splitlines(), change)))
     with pytest.raises(ValueError, match=message):
-        Trace.from_csv(path, "timestamp")
+        Trace.read(path, "timestamp")
 
 
 def test_line_ends_and_equal_times_change_nothing(tmp_path):
     lines = TRACE.read_text().splitlines()
     path = tmp_path / "trace.csv"
     path.write_bytes("\r\n".join([*lines, ""]).encode())
-    assert np.array_equal(Trace.from_csv(path, "timestamp").arrival_s, Trace.from_csv(TRACE, "timestamp").arrival_s)
+    assert np.array_equal(Trace.read(path, "timestamp").arrival_s, Trace.read(TRACE, "timestamp").arrival_s)
     path.write_text("\n".join([*lines, lines[-1]]))
-    assert np.diff(Trace.from_csv(path, "timestamp").arrival_s)[-1] == 0
+    assert np.diff(Trace.read(path, "timestamp").arrival_s)[-1] == 0
 
 
 def test_the_example_trace_is_what_its_recipe_makes():
@@ -270,7 +270,7 @@ def test_the_example_trace_is_what_its_recipe_makes():
 
 
 def test_the_example_trace_calls_for_simulation():
-    trace = Trace.from_csv(TRACE, "timestamp")
+    trace = Trace.read(TRACE, "timestamp")
     assert list(trace.jobs) == ["steps", "image_size", "n_panels"]
     work = trace.jobs.n_panels * trace.jobs.steps * trace.jobs.image_size**2
     choice = var.select_model(trace.arrival_s, 20 * work / work.mean(), 2)
