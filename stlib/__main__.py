@@ -38,6 +38,10 @@ TimeColumn = Annotated[str | None, typer.Option(help="the trace's column of time
 TraceUnit = Annotated[str | None, typer.Option(help="of a trace's numbers: s, ms, us or ns")]
 TraceWindow = Annotated[str | None, typer.Option(help="600:1200, the seconds of the trace that are sent")]
 TraceRate = Annotated[float | None, typer.Option(min=0, help="2: twice the trace's own rate")]
+URL = Annotated[str | None, typer.Option(help="of a server that is not ours, up to the /v1 of its Images call")]
+Token = Annotated[str | None, typer.Option(envvar="STORYTELLER_TOKEN", help="bearer token; kept nowhere")]
+CA = Annotated[Path | None, typer.Option(help="certificates to trust, a PEM file")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="seconds; a request without an answer for so long failed")]
 MENU, TABLE = paths.DATA / "menu.yml", paths.MODELS / "table"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -136,6 +140,9 @@ def _spec(system: Path | None, workload: str, llm: str, ldm: str, device: str, p
                              "leave it out, or name another --workload")
     spec = ReplicaSpec(workload, given, threads, gpus)
     if measured := read_spec(system) if system else None:
+        if not isinstance(measured, ReplicaSpec):
+            raise ValueError(f"--system {system} is the server at {measured.url}: `replay` sends jobs there, `predict` "
+                             "says what to expect; it has no replicas here")
         if spec not in (ReplicaSpec(workload), measured):
             raise ValueError(f"--system {system} is of {measured!r}, the other options say {spec!r}: leave them out, "
                              "or measure that system")
@@ -161,10 +168,18 @@ def measure(
     design: Annotated[Path | None, typer.Option(help="the runs: a YAML file as data/design_system.yml")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="for the runs; left out, all of the design's")] = None,
     replicas: Annotated[int, typer.Option(min=1, help="how many work side by side: what they do to each other")] = 1,
+    url: URL = None,
+    model: Annotated[str | None, typer.Option(help="the name that requests to --url carry")] = None,
+    most: Annotated[int, typer.Option(min=4, help="requests to --url at once, at the most")] = 64,
+    token: Token = None, ca: CA = None, timeout: Timeout = 600,
 ):
-    """Measure what jobs cost on this machine with these models: a folder for serve, predict and replay --system."""
+    """Measure what jobs cost, on this machine or by --url: a folder for serve, predict and replay --system."""
     from stlib.experiment.system import coefficients, measure_system, plan_of
     from stlib.serving.rules import read_menu
+
+    seconds = math.inf if minutes is None else 60 * minutes
+    if url is not None:
+        return _measure_url(out, design, seconds, url, model, most, token, ca, timeout)
 
     spec, methods = _spec(None, workload, llm, ldm, device, precision, threads, gpus, table), read_menu(menu)
     design = design or paths.DATA / f"design_{'system' if workload == 'story' else 'tables'}.yml"
@@ -172,14 +187,38 @@ def measure(
     check_folder("--out", out)
     for reason, n in refused.items():
         print(f"left out, {n} runs: {reason}")
-    costs, worth = measure_system(spec, runs, out, menu=methods, replicas=replicas,
-                                  seconds=math.inf if minutes is None else 60 * minutes)
-    print(coefficients(costs).to_string(index=False, float_format="%.2f"))
-    print(f"{costs.n_rows} runs; a job's own spread {costs.residual_cv:.1%}; unseen runs: mean off by "
-          f"{worth['mean'].abs().mean():.1%}, a job by {worth['job'].mean():.1%}")
+    costs, worth = measure_system(spec, runs, out, menu=methods, replicas=replicas, seconds=seconds)
+    _show_costs(coefficients(costs), costs, worth)
     for method, speeds in costs.speed.items():
         print(f"speed of each of {len(speeds)} busy replicas, {method}: {speeds[-1]:.3f} of one alone")
     print(f"kept in {out}/: python -m stlib predict --system {out} --rate 0.1")
+
+
+def _show_costs(prices, costs, worth) -> None:
+    print(prices.to_string(index=False, float_format="%.2f"))
+    print(f"{costs.n_rows} runs; a job's own spread {costs.residual_cv:.1%}; unseen runs: mean off by "
+          f"{worth['mean'].abs().mean():.1%}, a job by {worth['job'].mean():.1%}")
+
+
+def _measure_url(out: Path, design: Path | None, seconds: float, url: str, model: str | None, most: int,
+                 token: str | None, ca: Path | None, timeout: float) -> None:
+    """`measure` of a server that is not ours."""
+    from stlib.experiment.system import coefficients, measure_server, requests_of
+    from stlib.prediction.sent import places
+    from stlib.serving.images_server import METHOD, ImagesServer, Server
+
+    runs, extra = requests_of(design or paths.DATA / "design_images.yml")
+    server = ImagesServer(Server(url=url.rstrip("/"), model=model, fields=extra), token, ca, timeout)
+    server.reset()
+    check_folder("--out", out)
+    costs, worth, ramp = measure_server(server, runs, out, most=most, seconds=seconds)
+    print(ramp[["level", "run_s", "throughput"]].to_string(index=False, float_format="%.3f"))
+    k, speeds = places(costs), costs.speed[METHOD]
+    grown = ", which is all that was tried: it may do more" if k == ramp["level"].iloc[-1] else ""
+    print(f"it works on {k} requests at once{grown}; speed of each with 1 ... {k} there: "
+          + ", ".join(f"{one:.3f}" for one in speeds))
+    _show_costs(coefficients(costs), costs, worth)
+    print(f"kept in {out}/: python -m stlib replay --system {out} --mix requests --rho 0.6")
 
 
 @app.command()
@@ -201,6 +240,7 @@ def predict(
     from stlib.experiment import Costs, JobMix
     from stlib.prediction.cell import Campaign
     from stlib.prediction.predict import System, work_se
+    from stlib.prediction.sent import METHOD, places
     from stlib.queueing.arrivals import is_trace
     from stlib.queueing.checks import positive
     from stlib.queueing.planning import read_target
@@ -213,6 +253,8 @@ def predict(
                          "replay, which serves a trace and predicts that run")
     jobs = JobMix.from_yaml(mix)
     fitted = Costs.read(jobs.workload, system)
+    if fitted.methods == (METHOD,):  # a server that is not ours: its places
+        method, replicas = METHOD, places(fitted) if replicas == 1 else replicas
     times = Campaign.from_yaml().process_of(arrivals)
     system = System.of(fitted, jobs, method, replicas, routing=routing, arrivals=times)
     capacity, known = system.capacity, len(fitted.speed.get(method, [1]))
@@ -262,15 +304,32 @@ def replay(
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes, such as /stories")] = None,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
     threads: Threads = 1, gpus: GPUs = 0, table: Table = TABLE, menu: MenuFile = MENU, system: System = paths.REFERENCE,
+    url: URL = None, token: Token = None, ca: CA = None, timeout: Timeout = 600,
+    requests: Annotated[Path | None, typer.Option(help="to a server that is not ours: a published list, a line "
+                                                  "`Request(prompt=..., width=..., ...)` or JSON a request")] = None,
 ):
-    """Serve jobs for real and show the metrics beside their prediction."""
+    """Serve jobs for real and show the metrics beside their prediction, and the verdict: was it stable?
+
+    A --system that was measured by its URL is sent the jobs there.
+    """
     from stlib.experiment import Costs, JobMix
-    from stlib.prediction.cell import Arrivals, Campaign, Cell, run_cell
-    from stlib.prediction.compare import predict_cell
+    from stlib.experiment.system import read_spec
+    from stlib.prediction.cell import Arrivals, Campaign, Cell, read_cell, read_fitted, run_cell
+    from stlib.prediction.compare import predict_cell, systems
+    from stlib.prediction.sent import verdict
+    from stlib.serving.images_server import ImagesServer, Server
     from stlib.serving.rules import read_menu
 
     campaign = Campaign.from_yaml()
     cell = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
+    if isinstance(server := read_spec(system), Server):
+        times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
+        server = server.but(url=url.rstrip("/")) if url else server
+        return _replay_url(ImagesServer(server, token, ca, timeout), system, mix, times, rho, rate, jobs, requests, seed,
+                           out or paths.results() / "sent")
+    if url or requests:
+        raise ValueError(f"--url and --requests are of a system measured by its URL, {system} is none: "
+                         f"python -m stlib measure --url {url or 'http://...'} --out FOLDER")
     times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
     n_jobs = jobs or _n_jobs(times)  # refuses what is not the process's, as a column of times
     own = {"arrivals": {arrivals: Arrivals(**{key: value for key, value in times.items() if key != "name"})}}
@@ -284,7 +343,58 @@ def replay(
     rows = predict_cell(folder)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
           .to_string(index=False, float_format="%.3f", na_rep=""))
+    told, answered, asked, _ = read_cell(folder)
+    around = systems(told, *read_fitted(folder)[:1], asked, read_fitted(folder)[1])[2]
+    print(verdict(answered, told["lam"] / around.capacity, around.level_se)[1])
     print(f"kept in {folder}/")
+
+
+def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | None, rate: float | None,
+                n_jobs: int | None, requests: Path | None, seed: int, out: Path) -> None:
+    """`replay` of a server that is not ours; arrivals: the parameters of `arrival_process`."""
+    import numpy as np
+
+    from stlib.experiment import Costs, JobMix
+    from stlib.experiment.jobs import drawn, listed
+    from stlib.experiment.request_lists import read_requests
+    from stlib.prediction import sent
+    from stlib.queueing.arrivals import arrival_process
+    from stlib.serving.images_server import METHOD, counted
+    from stlib.serving.replay import replay
+
+    costs, deadline_s = Costs.read("story", system), None
+    if out.exists():
+        raise ValueError(f"--out {out} is there already: name another folder")
+    check_folder("--out", out, replaced=True)
+    k = sent.places(costs)
+    if requests is not None:
+        jobs, arrival_s, deadline_s = read_requests(requests)
+        jobs = jobs.head(n_jobs or len(jobs))
+        mean_s = costs.mean_s(jobs, METHOD).mean()
+    else:
+        asked, n_jobs = listed(JobMix.from_yaml(mix), arrivals), n_jobs or _n_jobs(arrivals)
+        mean_s = costs.mean_s(asked.sample(n_jobs, np.random.default_rng(0)), METHOD).mean()
+    if rho is not None:
+        rate = rho * k * costs.busy_speed(METHOD, k)[k] / mean_s
+    if requests is None:
+        jobs, arrival_s, _ = drawn(asked, arrivals, rate, seed, n_jobs)
+    elif rate is not None or arrival_s is None:
+        arrival_s = arrival_process(rate, **arrivals).sample(len(jobs), np.random.default_rng(seed))
+    table, products = replay(jobs, arrival_s, server)
+    print(counted(table["outcome"], products["error"]))
+    if not (table["outcome"] == "completed").any():
+        raise RuntimeError("no request was answered: nothing to compare")
+    rows = sent.predict_sent(table, jobs, costs, slo_s=None if deadline_s is None else deadline_s[: len(jobs)],
+                             seed=seed)
+    load = sent.offered_load(table, jobs, costs)
+    named, sentence = sent.verdict(table, *load)
+    print(rows.to_string(index=False, float_format="%.3f" if named == "stable" else "%.2g", na_rep=""))
+    print(sentence, sent.difference(rows), sep="\n")
+    with paths.whole(out) as folder:
+        folder.mkdir()
+        for name, one in (("metrics", rows), ("served", table.join(products.drop(columns="job_id"))), ("jobs", jobs)):
+            one.to_csv(folder / f"{name}.csv", index=False)
+    print(f"kept in {out}/")
 
 
 def _trace_options(time_column: str | None, unit: str | None, window: str | None, scale: float | None) -> dict:

@@ -150,3 +150,77 @@ def test_what_is_no_csv_file_is_a_value_error(tmp_path):
     for name in ("missing.csv", "utf16.csv", "."):
         with pytest.raises(ValueError, match="a trace is a CSV file with a header"):
             Trace.read(tmp_path / name)
+
+
+PUBLISHED = {  # the first lines of traces as they are published: header and lines, arrivals, a column of the jobs
+    "Azure LLM 2023": ("azure.csv", ["TIMESTAMP,ContextTokens,GeneratedTokens", "2023-11-16 18:17:03.9799600,4808,10",
+                                     "2023-11-16 18:17:04.0319600,3180,8", "2023-11-16 18:17:04.0781490,110,27"],
+                       None, [0, 0.052, 0.098189], {"GeneratedTokens": [10, 8, 27]}),
+    "Azure LLM 2024": ("azure.csv", ["TIMESTAMP,ContextTokens,GeneratedTokens",
+                                     "2024-05-10 00:00:00.009930+00:00,2162,5", "2024-05-10 00:00:00.017335+00:00,2399,6"],
+                       None, [0, 0.007405], {"ContextTokens": [2162, 2399]}),
+    "Azure Functions 2021": ("functions.csv", ["app,func,end_timestamp,duration", "a,f,10.5,0.5", "b,g,11.25,4.25",
+                                               "a,h,12,1"], None, [0, 3, 4], {"app": ["b", "a", "a"]}),
+    "BurstGPT": ("burst.csv", ["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
+                               "5,ChatGPT,472,18,490,Conversation log", "45,ChatGPT,1087,230,1317,Conversation log",
+                               "100000,GPT-4,417,276,693,Conversation log"], "s", [5, 45, 100_000],
+                 {"Model": ["ChatGPT", "ChatGPT", "GPT-4"]}),
+    "Mooncake": ("mooncake.jsonl", ['{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}',
+                                    '{"timestamp": 27482, "input_length": 7, "output_length": 9, "hash_ids": [0]}',
+                                    '{"timestamp": 3599000, "input_length": 3, "output_length": 1, "hash_ids": []}'],
+                 "ms", [0, 27.482, 3599], {"output_length": [500, 9, 1]}),
+    "a slice from the middle": ("slice.csv", ["time,steps", "36000.5,4", "36001,8", "36100,4"], None, [0, 0.5, 99.5],
+                                {"steps": [4, 8, 4]}),
+}
+
+
+@pytest.mark.parametrize("name, lines, unit, arrivals, jobs", PUBLISHED.values(), ids=PUBLISHED)
+def test_traces_are_read_as_they_are_published(tmp_path, name, lines, unit, arrivals, jobs):
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    trace = Trace.read(tmp_path / name, unit=unit)
+    assert trace.arrival_s == pytest.approx(arrivals, abs=1e-6)
+    assert {column: trace.jobs[column].tolist() for column in jobs} == jobs
+    process = arrival_process(None, str(tmp_path / name), unit=unit, scale=4)
+    assert process.arrival_s == pytest.approx(np.array(arrivals) / 4, abs=1e-6) and len(process.jobs) == len(arrivals)
+    if unit:  # whole numbers, of which nothing tells whether they are seconds
+        with pytest.raises(ValueError, match=r"line . ?.*whole numbers over more than a day.*--trace-unit"):
+            Trace.read(tmp_path / name)
+
+
+def test_a_window_of_a_trace_starts_at_zero(write):
+    path = write("time_s,steps", *(f"{10 * i},{i}" for i in range(30_000)))
+    trace = Trace.read(path, window=(100, 150))
+    assert trace.arrival_s.tolist() == [0, 10, 20, 30, 40] and trace.jobs["steps"].tolist() == [10, 11, 12, 13, 14]
+    process = arrival_process(2.0, str(path), window=[100, 150])
+    assert process.rate == pytest.approx(2) and process.jobs["steps"].tolist() == [10, 11, 12, 13, 14]
+    with pytest.raises(ValueError, match="no arrival from 1 to 9 s: it spans 0 to 299990 s"):
+        Trace.read(path, window=(1, 9))
+    for parameters, message in (({"scale": 2}, "rate = 1.0 beside scale = 2"), ({"scale": 0}, "scale = 0 must")):
+        with pytest.raises(ValueError, match=message):
+            arrival_process(1.0 if parameters["scale"] else None, str(path), **parameters)
+    with pytest.raises(ValueError, match="arrivals 'poisson' cannot have {'scale': 2}"):
+        arrival_process(1.0, "poisson", scale=2)
+
+
+@pytest.mark.parametrize("lines, message", [
+    (['{"timestamp": 1}', "[1, 2]"], "one object an arrival"), (['{"timestamp": 1}', "{oops"], "one object an arrival"),
+    (['{"timestamp": 1}', '{"timestamp": null}'], "line 2.*'' is no finite time"), (["{}"], "must have one column"),
+    ([], "must have one column"), (['{"timestamp": 1}', '{"timestamp": 0}'], "line 2.*earlier"),
+])
+def test_json_lines_that_are_no_trace(tmp_path, lines, message):
+    (tmp_path / "trace.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="(?s)trace.jsonl.*" + message):
+        Trace.read(tmp_path / "trace.jsonl")
+
+
+def test_a_rate_that_moves_is_told_from_one_that_does_not():
+    """Of 200 Poisson traces about one in a hundred is below 1 %; a rate that doubles is seen; bursts are no drift."""
+    rng = np.random.default_rng(5)
+    steady = [Trace(rng.exponential(1, 1000).cumsum()).drift() for _ in range(200)]
+    assert sum(p < 0.01 for _, _, p in steady) <= 8
+    low, high, p = Trace(np.append(rng.exponential(1, 500).cumsum(), 510 + rng.exponential(0.5, 1000).cumsum())).drift()
+    assert p < 1e-6 and low == pytest.approx(1, abs=0.3) and high == pytest.approx(2, abs=0.4)
+    bursts = [Trace(arrival_process(1.0, "bursty", scv=2, idc=4).sample(1000, rng)).drift()[2] for _ in range(100)]
+    assert sum(p < 0.01 for p in bursts) <= 8
+    with pytest.raises(ValueError, match="99 arrivals in 10 parts"):
+        Trace(np.arange(99.0)).drift()

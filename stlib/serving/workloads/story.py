@@ -89,7 +89,8 @@ class StoryWorkload:
         """
         llm, panels = _has_llm(job["prompt"]), job["n_panels"] * 1.0
         steps = job["panel_steps_run"] / panels
-        area, passes = _area(job["image_size"]) / PIXELS**2, 1 + np.greater(job["guidance_scale"], 1)
+        area = _area(job["image_size"]) / PIXELS**2
+        passes = 1 + np.greater(np.asarray(job["guidance_scale"], float), 1)  # left open: one
         extra = np.maximum(np.nan_to_num(job.get("prompt_tokens", 0.0)) - SHORT_PROMPT, 0)
         return {"llm": llm, "tokens": llm * job["tokens_run"], "sentence starts": llm * (panels - 1),
                 "long prompt": llm * extra, "job": np.ones_like(panels), "panels": panels,
