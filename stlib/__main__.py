@@ -60,17 +60,27 @@ def tell(
     guidance: Annotated[float, typer.Option(help="guidance scale; 1 is without guidance")] = 2.5,
     seed: Annotated[int, typer.Option(help="reproduces story and pictures")] = 0,
     llm: LLM = "embedded", ldm: LDM = "embedded", device: Device = "auto", precision: Precision = "fp32",
+    threads: Annotated[int | None, typer.Option(min=1, help="torch threads; left out, torch's own number")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="0: none, even where there is one")] = None,
     menu: MenuFile = MENU,
     out: Annotated[Path, typer.Option(help="folder for story, panels, strip and times")] = Path("story"),
 ):
     """Tell and illustrate one story and save it."""
     check_folder("--out", out, replaced=True)
+    if gpus == 0 and device.startswith("cuda"):
+        raise ValueError(f"--device {device} with --gpus 0: give one of the two")
+    device = {None: device, 0: "cpu"}.get(gpus, "cuda" if device == "auto" else device)
+    _say_unused_gpu(device == "cpu")
     from stlib.generation import METHODS, StoryJob, Storyteller
     from stlib.serving.rules import options_of, read_menu
 
     plain = {name: {"method": name} for name in METHODS} if menu == MENU else {}  # those not measured yet, too
     job = StoryJob(prompt=prompt, **{"n_panels": panels, "steps": steps, "llm_tokens": llm_tokens, "seed": seed,
                                      "guidance_scale": guidance} | options_of(method, plain | read_menu(menu)))
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
     storyteller = Storyteller.from_pretrained({"llm": llm, "ldm": ldm}, device=device, precision=precision)
     with tqdm(total=1, desc="loading", bar_format="{desc:>16} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         result = storyteller.tell(job, on_progress=lambda stage, done, total: _advance(bar, stage, done, total))
@@ -147,10 +157,14 @@ def _spec(system: Path | None, workload: str, llm: str, ldm: str, device: str, p
             raise ValueError(f"--system {system} is of {measured!r}, the other options say {spec!r}: leave them out, "
                              "or measure that system")
         spec = measured
-    if gpus == 0 and spec.gpus == 0 and os.path.exists("/dev/nvidia0"):
-        print("note: a GPU is there and not used; give --device cuda --gpus 1", file=sys.stderr)
+    _say_unused_gpu(gpus == 0 and spec.gpus == 0)
     spec.make().validate(_small_job(spec))  # refuses models that are not there
     return spec
+
+
+def _say_unused_gpu(unused: bool) -> None:
+    if unused and os.path.exists("/dev/nvidia0"):
+        print("note: a GPU is there and not used; give --device cuda --gpus 1", file=sys.stderr)
 
 
 def _small_job(spec) -> dict:
@@ -341,11 +355,12 @@ def replay(
     spec = _spec(system, workload, llm, ldm, device, precision, threads, gpus, table)
     folder = run_cell(campaign, 0, fitted, cache(lambda i: spec.start()), results=out, spec=spec)
     rows = predict_cell(folder)
+    (told, answered, asked, _), (costs, whole) = read_cell(folder), read_fitted(folder)
+    around = systems(told, costs, asked, whole)[2]
+    named, sentence = verdict(answered, told["lam"] / around.capacity, around.level_se)
     print(rows[["metric", "slo_s", "served", "traced", "traced_lo", "traced_hi", "beforehand_lo", "beforehand_hi"]]
-          .to_string(index=False, float_format="%.3f", na_rep=""))
-    told, answered, asked, _ = read_cell(folder)
-    around = systems(told, *read_fitted(folder)[:1], asked, read_fitted(folder)[1])[2]
-    print(verdict(answered, told["lam"] / around.capacity, around.level_se)[1])
+          .to_string(index=False, float_format="%.2g" if named == "overloaded" else "%.3f", na_rep=""))
+    print(sentence)
     print(f"kept in {folder}/")
 
 
@@ -388,7 +403,7 @@ def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | Non
                              seed=seed)
     load = sent.offered_load(table, jobs, costs)
     named, sentence = sent.verdict(table, *load)
-    print(rows.to_string(index=False, float_format="%.3f" if named == "stable" else "%.2g", na_rep=""))
+    print(rows.to_string(index=False, float_format="%.2g" if named == "overloaded" else "%.3f", na_rep=""))
     print(sentence, sent.difference(rows), sep="\n")
     with paths.whole(out) as folder:
         folder.mkdir()

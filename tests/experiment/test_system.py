@@ -1,6 +1,7 @@
 """A system is measured into a folder, and every command takes that folder."""
 
 import json
+import re
 import sys
 
 import pandas as pd
@@ -12,10 +13,11 @@ from stlib.experiment.system import coefficients, measure_system, plan_of, read_
 from stlib.serving.replica import ReplicaSpec
 from stlib.serving.rules import read_menu
 
-sys.path.append(str(paths.ROOT / "tests" / "generation"))
-from tiny import tiny_sd
+sys.path.extend([str(paths.ROOT / "tests" / room) for room in ("generation", "serving")])
+from service import Command
+from tiny import tiny_flux, tiny_gpt2, tiny_llama, tiny_qwen, tiny_sd, tiny_sd3, tiny_sdxl
 
-__all__ = ["tiny_sd"]
+__all__ = ["tiny_flux", "tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_sd", "tiny_sd3", "tiny_sdxl"]
 
 DESIGN = """
 seed: 1
@@ -96,6 +98,47 @@ def test_a_measured_system_is_replayed(shell, measured, tmp_path):
     assert code == 0 and "served" in told
     jobs = pd.read_parquet(tmp_path / "runs" / "served" / "cell_0_run_1" / "jobs.parquet")
     assert set(jobs["image_size"].map(str)) == {"64", "96x64"}
+
+
+SMALL_DESIGN = """
+seed: 1
+experiments:
+  own:
+    levels: {n_panels: [1, 2], steps: [2, 4], llm_tokens: [0, 8]}
+    fixed: {method: parallel, image_size: 64, guidance_scale: 2.5}
+    replicates: 3
+"""
+SMALL_MIX = """
+workload: story
+pool: stories
+texts: [prompt, captions]
+exact_tokens: true
+n_panels: [1, 2]
+steps: [2, 4]
+llm_tokens: 8
+image_size: 64
+guidance_scale: 2.5
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ldm, llm", [("tiny_flux", "tiny_gpt2"), ("tiny_sd3", "tiny_llama"), ("tiny_sdxl", "tiny_qwen"),
+                                      ("tiny_sd", "tiny_llama")])
+def test_any_pipeline_and_llm_is_measured_served_and_replayed(request, cluster, shell, tmp_path, ldm, llm):
+    models = [request.getfixturevalue(name) for name in (ldm, llm)]
+    (tmp_path / "my.yml").write_text(SMALL_DESIGN)
+    (tmp_path / "mix.yml").write_text(SMALL_MIX)
+    out = tmp_path / "mine"
+    told, code = shell("measure", "--ldm", models[0], "--llm", models[1], "--design", tmp_path / "my.yml", "--out", out)
+    assert code == 0 and "kept in" in told, (told, code)
+    told, code = shell("predict", "--rate", 0.5, "--method", "parallel", "--mix", tmp_path / "mix.yml", "--system", out)
+    assert code == 0 and "parallel, 0.5 jobs/s on 1 replicas" in told, (told, code)
+    with Command("--system", str(out), "--method", "parallel") as service:
+        panels = service.send({"prompt": "a fox", "n_panels": 2, "steps": 2, "llm_tokens": 8, "image_size": 64}).json()
+    assert len(panels["panels"]) == 2
+    told, code = shell("replay", "--rate", 0.5, "--jobs", 10, "--method", "parallel", "--mix", tmp_path / "mix.yml",
+                       "--system", out, "--out", tmp_path / "runs")
+    assert code == 0 and re.search("(stable|backlogged|overloaded): load", told), (told, code)
 
 
 def test_too_short_a_time_loses_nothing(cluster, design, tiny_sd, tmp_path):

@@ -9,6 +9,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -19,34 +21,44 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
 
 from stlib.generation.story import FRAME
 
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
+
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
     """A Llama of 2 layers with a byte-level BPE tokenizer learned from the frame."""
     folder = tmp_path_factory.mktemp("llama")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet,
-                                  show_progress=False)
-    tokenizer.train_from_iterator([FRAME], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64,
-                         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=512,
-                         bos_token_id=0, eos_token_id=1)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return _saved(LlamaForCausalLM, LlamaConfig(vocab_size=_bpe(folder), max_position_embeddings=512, **SMALL), folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory):
+    """A Qwen2 of 2 layers."""
+    folder = tmp_path_factory.mktemp("qwen")
+    return _saved(Qwen2ForCausalLM, Qwen2Config(vocab_size=_bpe(folder), max_position_embeddings=512, **SMALL), folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory):
+    """A GPT-2 of 2 layers."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    config = GPT2Config(vocab_size=_bpe(folder), n_embd=32, n_layer=2, n_head=2, n_positions=512, bos_token_id=0,
+                        eos_token_id=1)
+    return _saved(GPT2LMHeadModel, config, folder)
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +103,43 @@ def tiny_flux(tmp_path_factory):
         tokenizer=_clip_tokenizer(), text_encoder_2=T5EncoderModel(t5), tokenizer_2=_clip_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory):
+    """A StableDiffusion3Pipeline with its three text encoders."""
+    folder = tmp_path_factory.mktemp("sd3")
+    torch.manual_seed(0)
+    t5 = T5Config(vocab_size=len(_clip_tokenizer()), d_model=64, d_ff=37, d_kv=8, num_layers=1, num_heads=2)
+    transformer = SD3Transformer2DModel(sample_size=32, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8,
+                                        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64,
+                                        pooled_projection_dim=64, out_channels=4)
+    StableDiffusion3Pipeline(
+        vae=_vae(shift_factor=0.06), transformer=transformer, text_encoder=CLIPTextModelWithProjection(_clip()),
+        tokenizer=_clip_tokenizer(), text_encoder_2=CLIPTextModelWithProjection(_clip()),
+        tokenizer_2=_clip_tokenizer(), text_encoder_3=T5EncoderModel(t5), tokenizer_3=_clip_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def _bpe(folder):
+    """Save a byte-level BPE tokenizer learned from the frame; its number of tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet,
+                                  show_progress=False)
+    tokenizer.train_from_iterator([FRAME], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+def _saved(kind, config, folder):
+    torch.manual_seed(0)
+    kind(config).save_pretrained(folder)
     return folder
 
 
