@@ -311,8 +311,9 @@ def replay(
                                                "own")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help=f"number of jobs; left out, {JOBS} or all of a shorter trace"
                                              )] = None,
-    calibration: Annotated[int, typer.Option(min=CALIBRATION, help="jobs each replica does before the run and after "
-                                             "it, for the prediction")] = CALIBRATION,
+    calibration: Annotated[int | None, typer.Option(
+        min=CALIBRATION, help=f"jobs each replica does before the run and after it, for the prediction; left out, "
+        f"{CALIBRATION}, and for a server that is not ours none")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the results; left out, this profile's")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="reproduces arrivals and jobs")] = 0,
     http: Annotated[str | None, typer.Option(help="over HTTP, by one of its routes, such as /stories")] = None,
@@ -336,19 +337,20 @@ def replay(
 
     campaign = Campaign.from_yaml()
     cell = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
-    if isinstance(server := read_spec(system), Server):
+    server = read_spec(system) if (system / "system.json").exists() else None
+    if isinstance(server, Server):
         times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
         server = server.but(url=url.rstrip("/")) if url else server
         return _replay_url(ImagesServer(server, token, ca, timeout), system, mix, times, rho, rate, jobs, requests, seed,
-                           out or paths.results() / "sent")
+                           calibration or 0, out or paths.results() / "sent")
     if url or requests:
         raise ValueError(f"--url and --requests are of a system measured by its URL, {system} is none: "
                          f"python -m stlib measure --url {url or 'http://...'} --out FOLDER")
     times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
     n_jobs = jobs or _n_jobs(times)  # refuses what is not the process's, as a column of times
     own = {"arrivals": {arrivals: Arrivals(**{key: value for key, value in times.items() if key != "name"})}}
-    campaign = campaign.but(menu=read_menu(menu), n_jobs=n_jobs, calibration=calibration, seed=seed, cells={0: cell},
-                            **own)
+    campaign = campaign.but(menu=read_menu(menu), n_jobs=n_jobs, calibration=calibration or CALIBRATION, seed=seed,
+                            cells={0: cell}, **own)
     check_folder("--out", out or paths.results())
     workload = JobMix.from_yaml(mix).workload
     fitted = Costs.read(workload, system)
@@ -365,7 +367,7 @@ def replay(
 
 
 def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | None, rate: float | None,
-                n_jobs: int | None, requests: Path | None, seed: int, out: Path) -> None:
+                n_jobs: int | None, requests: Path | None, seed: int, calibration: int, out: Path) -> None:
     """`replay` of a server that is not ours; arrivals: the parameters of `arrival_process`."""
     import numpy as np
 
@@ -395,13 +397,17 @@ def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | Non
         jobs, arrival_s, _ = drawn(asked, arrivals, rate, seed, n_jobs)
     elif rate is not None or arrival_s is None:
         arrival_s = arrival_process(rate, **arrivals).sample(len(jobs), np.random.default_rng(seed))
+    some = jobs.sample(calibration, replace=True, random_state=seed)
+    whole = [sent.alone(server, some, costs, "before")] if calibration else []
     table, products = replay(jobs, arrival_s, server)
+    whole += [sent.alone(server, some, costs, "after")] if calibration else []
+    level = sent.level_of(whole)
     print(counted(table["outcome"], products["error"]))
     if not (table["outcome"] == "completed").any():
         raise RuntimeError("no request was answered: nothing to compare")
-    rows = sent.predict_sent(table, jobs, costs, slo_s=None if deadline_s is None else deadline_s[: len(jobs)],
+    rows = sent.predict_sent(table, jobs, costs, *level, slo_s=None if deadline_s is None else deadline_s[: len(jobs)],
                              seed=seed)
-    load = sent.offered_load(table, jobs, costs)
+    load = sent.offered_load(table, jobs, costs, *level)
     named, sentence = sent.verdict(table, *load)
     print(rows.to_string(index=False, float_format="%.2g" if named == "overloaded" else "%.3f", na_rep=""))
     print(sentence, sent.difference(rows), sep="\n")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from stlib.experiment.costs import Costs
 from stlib.prediction.predict import work_se
@@ -22,11 +23,29 @@ def places(costs: Costs) -> int:
     return len(costs.speed[METHOD])
 
 
-def predict_sent(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, *, slo_s: Sequence[float] | None = None,
-                 draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def alone(server, jobs: pd.DataFrame, costs: Costs, when: str) -> np.ndarray:
+    """Send the jobs one after another: the seconds of each over those of the costs, (n,)."""
+    seconds = [server(row)["run_s"] for row in tqdm(jobs.to_dict("records"), desc=f"alone, {when}", unit="request")]
+    return np.array(seconds) / costs.mean_s(jobs, METHOD)
+
+
+def level_of(ratios: Sequence[np.ndarray]) -> tuple[float, float]:
+    """What the work of a run is multiplied by, and its relative standard error, from what `alone` said around it.
+
+    The standard error is that of the ratios, and of before and after being apart, as of `Calibration.fit`.
+    """
+    if not ratios:
+        return 1.0, 0.0
+    means = [one.mean() for one in ratios]
+    se = np.sqrt(sum(one.var(ddof=1) / len(one) for one in ratios)) / len(ratios)
+    return float(np.mean(means)), float(np.hypot(se, np.ptp(means) / np.sqrt(12)) / np.mean(means))
+
+
+def predict_sent(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, level: float = 1.0, level_se: float = 0.0, *,
+                 slo_s: Sequence[float] | None = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """The metrics of the jobs of a run beside those of `draws` simulations with the same arrivals and jobs.
 
-    table: as of `replay`; jobs: as they were asked for, in its order. slo_s: a deadline a job, seconds; left out, SLACK
+    table: as of `replay`; jobs: as they were asked for, in its order. level, level_se: of `level_of`. slo_s: a deadline a job, seconds; left out, SLACK
     times its unloaded time. A row a metric: served, predicted, low, high (95 % of the draws), fewer and more (with one
     place fewer, and one more). `within`: the share of all jobs answered in their time; throughput: answers a second
     until the last one. Jobs that failed take no part in served times; the simulation does them all.
@@ -37,7 +56,7 @@ def predict_sent(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, *, slo_s
     done = (table["outcome"] == "completed").to_numpy()
     answered = np.where(done, table["reply_s"] - table["scheduled_s"], np.nan)
     served = _metrics(answered[None], arrival, limit)
-    by_k = {n: _metrics(_responses(arrival, jobs, costs, n, draws, seed), arrival, limit)
+    by_k = {n: _metrics(_responses(arrival, jobs, costs, n, (level, level_se), draws, seed), arrival, limit)
             for n in {max(1, k - 1), k, k + 1}}
     here = by_k[k]
     return pd.DataFrame([{"metric": name, "served": float(served[name][0]), "predicted": values.mean(),
@@ -46,12 +65,13 @@ def predict_sent(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, *, slo_s
                          for name, values in here.items()])
 
 
-def offered_load(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs) -> tuple[float, float]:
+def offered_load(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, level: float = 1.0,
+                 level_se: float = 0.0) -> tuple[float, float]:
     """The load of a run on the server's places, all busy, and its relative standard error."""
     k, span = places(costs), np.ptp(table["scheduled_s"])
     busy = costs.busy_speed(METHOD, k)[k] * k
     work = costs.mean_s(jobs, METHOD).sum() * (len(jobs) - 1) / len(jobs)
-    return float(work / (busy * span)), work_se(costs, jobs, METHOD, k)
+    return float(level * work / (busy * span)), float(np.hypot(work_se(costs, jobs, METHOD, k), level_se))
 
 
 def verdict(table: pd.DataFrame, load: float, se: float) -> tuple[str, str]:
@@ -83,11 +103,12 @@ def difference(rows: pd.DataFrame) -> str:
            f"fewer places (one fewer: {one['fewer']:.3g} s)"
 
 
-def _responses(arrival, jobs, costs: Costs, k: int, draws: int, seed: int) -> np.ndarray:
+def _responses(arrival, jobs, costs: Costs, k: int, level, draws: int, seed: int) -> np.ndarray:
     """Responses (draws, n), the work drawn anew; the server's speed is uncertain by its standard error."""
     rng = np.random.default_rng([seed, k])
-    level = np.exp(work_se(costs, jobs, METHOD, k) * rng.standard_normal((draws, 1)))
-    work = costs.sample_s(jobs, METHOD, rng, draws=draws, within=True) * level
+    se = np.hypot(work_se(costs, jobs, METHOD, k), level[1])
+    factor = level[0] * np.exp(se * rng.standard_normal((draws, 1)))
+    work = costs.sample_s(jobs, METHOD, rng, draws=draws, within=True) * factor
     arrivals = np.broadcast_to(arrival, work.shape)
     return run_jobs(*check_jobs(arrivals, work), k, speed=costs.busy_speed(METHOD, k) if k > 1 else None,
                     rng=rng).finish - arrivals

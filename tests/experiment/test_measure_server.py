@@ -18,6 +18,7 @@ from stlib.serving.images_server import METHOD, ImagesServer, Server
 
 sys.path.append(str(paths.ROOT / "tests" / "serving"))
 from image_servers import STEP_S, Places, StepWise, serving
+from service import Command
 
 DESIGN = """
 seed: 1
@@ -281,3 +282,42 @@ def test_step_wise_batching_is_found_and_predicted_where_plain_queues_are_off(fi
                 assert rows["predicted"][metric] == pytest.approx(rows["served"][metric], rel=0.05), (rho, rows)
             assert all(abs(one / rows["served"]["mean"] - 1) > 0.1 for one in plain.values()), (plain, rows)
     record_summary("step_wise", found | {"places": sent.places(costs)})
+
+
+OWN_DESIGN = """
+seed: 1
+experiments:
+  server:
+    levels: {image_size: [64, 128], steps: [8, 14, 20], n_panels: [1, 2]}
+    replicates: 6
+"""
+OWN_MIX = MIX.replace("{4: 1, 8: 2, 16: 1}", "{8: 1, 14: 2, 20: 1}").replace("image_size: 64", "image_size: 128").replace(
+    "n_panels: 1", "n_panels: [1, 2]")
+CELLS = [(1, "poisson", 0.5), (1, "bursty", 0.4), (2, "poisson", 0.5)]
+
+
+@pytest.mark.slow
+def test_our_own_server_is_predicted_as_a_stranger_s(tmp_path, shell, record_summary):
+    """By its URL alone, over three cells: mean within 7.5 %, P95 10 %, share in time 3 points."""
+    (tmp_path / "design.yml").write_text(OWN_DESIGN)
+    (tmp_path / "mix.yml").write_text(OWN_MIX)
+    found = {}
+    for replicas in (1, 2):
+        out = tmp_path / f"it_{replicas}"
+        with Command("--replicas", str(replicas), "--method", "parallel") as service:
+            told, code = shell("measure", "--url", f"{service.url}/v1", "--model", "storyteller", "--design",
+                               tmp_path / "design.yml", "--out", out)
+            assert code == 0 and f"it works on {replicas} requests at once" in told, told
+            for cell in (one for one in CELLS if one[0] == replicas):
+                _, arrivals, rho = cell
+                sent = tmp_path / f"sent_{replicas}_{arrivals}"
+                told, code = shell("replay", "--system", out, "--mix", tmp_path / "mix.yml", "--rho", rho, "--jobs", 400,
+                                   "--calibration", 60, "--arrivals", arrivals, "--seed", 5, "--out", sent)
+                assert code == 0, told
+                rows = pd.read_csv(sent / "metrics.csv").set_index("metric")
+                found[" ".join(map(str, cell))] = rows[["served", "predicted", "low", "high"]].to_dict("index")
+    record_summary("own_server_as_a_stranger", found)
+    for cell, rows in found.items():
+        for metric, bar in (("mean", 0.075), ("p95", 0.1)):
+            assert rows[metric]["predicted"] == pytest.approx(rows[metric]["served"], rel=bar), (cell, metric, found)
+        assert abs(rows["within"]["predicted"] - rows["within"]["served"]) <= 0.03, (cell, found)
