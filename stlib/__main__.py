@@ -336,7 +336,6 @@ def replay(
     from stlib.serving.rules import read_menu
 
     campaign = Campaign.from_yaml()
-    cell = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
     server = read_spec(system) if (system / "system.json").exists() else None
     if isinstance(server, Server):
         times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
@@ -346,6 +345,7 @@ def replay(
     if url or requests:
         raise ValueError(f"--url and --requests are of a system measured by its URL, {system} is none: "
                          f"python -m stlib measure --url {url or 'http://...'} --out FOLDER")
+    cell = Cell(mix, method, replicas, routing, arrivals, rho, rate, http=http)
     times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
     n_jobs = jobs or _n_jobs(times)  # refuses what is not the process's, as a column of times
     own = {"arrivals": {arrivals: Arrivals(**{key: value for key, value in times.items() if key != "name"})}}
@@ -375,7 +375,7 @@ def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | Non
     from stlib.experiment.jobs import drawn, listed
     from stlib.experiment.request_lists import read_requests
     from stlib.prediction import sent
-    from stlib.queueing.arrivals import arrival_process
+    from stlib.queueing.arrivals import arrival_process, is_trace
     from stlib.serving.images_server import METHOD, counted
     from stlib.serving.replay import replay
 
@@ -391,6 +391,8 @@ def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | Non
     else:
         asked, n_jobs = listed(JobMix.from_yaml(mix), arrivals), n_jobs or _n_jobs(arrivals)
         mean_s = costs.mean_s(asked.sample(n_jobs, np.random.default_rng(0)), METHOD).mean()
+    if rho is None and rate is None and arrival_s is None and not is_trace(arrivals["name"]):
+        raise ValueError("give --rho or --rate, or a trace or --requests with times of their own")
     if rho is not None:
         rate = rho * k * costs.busy_speed(METHOD, k)[k] / mean_s
     if requests is None:
