@@ -407,8 +407,8 @@ def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | Non
     print(counted(table["outcome"], products["error"]))
     if not (table["outcome"] == "completed").any():
         raise RuntimeError("no request was answered: nothing to compare")
-    rows = sent.predict_sent(table, jobs, costs, *level, slo_s=None if deadline_s is None else deadline_s[: len(jobs)],
-                             seed=seed)
+    rows = sent.predict_sent(table, jobs, costs, *level, server.server.trip_s,
+                             slo_s=None if deadline_s is None else deadline_s[: len(jobs)], seed=seed)
     load = sent.offered_load(table, jobs, costs, *level)
     named, sentence = sent.verdict(table, *load)
     print(rows.to_string(index=False, float_format="%.2g" if named == "overloaded" else "%.3f", na_rep=""))

@@ -19,6 +19,7 @@ LEVELS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64
 LEAST, EACH = 64, 8  # requests of a level, and of each of its loops, the first and the last of which are not counted
 GAIN = 0.03  # throughput that three levels in a row do not gain: the server is full
 ALIKE = 0.005  # by which throughputs may differ though they are one: the clients' own
+TRIPS = 3  # of a request without work: what one with work may take outside its place
 FULL, FREE = 0.01, 0.2  # p-values: below, levels differ in throughput; above, busy places do not slow each other
 
 
@@ -71,21 +72,24 @@ def measure_ramp(doer: Doer, job: dict, folder: Path, weights: str, most: int = 
     return pd.DataFrame(rows)
 
 
-def fit_places(ramp: pd.DataFrame) -> pd.DataFrame:
+def fit_places(ramp: pd.DataFrame, trip_s: float = 0.0) -> pd.DataFrame:
     """The places of a server and their speeds: a row a number of busy places up to k, as of `machine.contention`.
 
-    ramp: of `measure_ramp`. k is the smallest level from which on no throughput differs from their common mean
-    (chi-square, with ALIKE beside the standard errors); the last level if all differ: then k is at least that. Up to k
-    a place's speed is throughput over places, and 1 if none of these differs. Columns: busy, speed (relative to one
-    alone), se (relative), probe_ratio 1.
+    ramp: of `measure_ramp`. trip_s: what a request takes outside its place. k is the smallest level from which on no
+    throughput differs from their common mean (chi-square, with ALIKE beside the standard errors), or the level below it
+    if it lacks no more than idle places between two requests explain (TRIPS, and twice its error); the last level if
+    all differ: then k is at least that. Up to k a place's speed is throughput over places, and 1 if none of these
+    differs. Columns: busy, speed (relative to one alone), se (relative), probe_ratio 1.
     """
     level, log_flow = ramp["level"].to_numpy(), np.log(ramp["throughput"].to_numpy())
-    weight = 1 / np.hypot(ramp["se"].to_numpy(), ALIKE) ** 2
+    weight, seconds = 1 / np.hypot(ramp["se"].to_numpy(), ALIKE) ** 2, ramp["run_s"].to_numpy()
     i = next(i for i in range(len(level)) if i == len(level) - 1 or _alike(log_flow[i:], weight[i:]) > FULL)
-    flow = np.append(log_flow[:i], np.average(log_flow[i:], weights=weight[i:]))
-    weight = np.append(weight[:i], weight[i:].sum())
-    busy, log_place = np.arange(1, level[i] + 1), flow - np.log(level[: i + 1])
-    if i and _alike(log_place, weight) > FREE:
+    full, full_weight = np.average(log_flow[i:], weights=weight[i:]), weight[i:].sum()
+    if i and full - log_flow[i - 1] < TRIPS * trip_s / seconds[i - 1] + 2 * weight[i - 1] ** -0.5:
+        i -= 1
+    log_place = np.append(-np.log(seconds[:i] - trip_s), full - np.log(level[i]))
+    weight, busy = np.append(weight[:i], full_weight), np.arange(1, level[i] + 1)
+    if _alike(log_place, weight) > FREE:
         speed, error = np.ones(len(busy)), np.where(busy == 1, 0.0, weight.sum() ** -0.5)
     else:  # what a step takes grows linearly in between
         speed = 1 / np.interp(busy, level[: i + 1], np.exp(log_place[0] - log_place))

@@ -158,14 +158,16 @@ def measure_server(server: ImagesServer, runs: pd.DataFrame, folder: Path, *, mo
     the fit is worth, and the ramp. What is measured already is kept. Raises RuntimeError for a server that does not
     answer with pictures, ValueError for too few runs to fit.
     """
-    folder, told = Path(folder), key_of(server.server.model_dump())
+    folder, told = Path(folder), key_of(server.server.model_dump(exclude={"trip_s"}))
     order = runs.assign(work=runs["n_panels"] * runs["steps"]).sort_values("work", kind="stable")
     ramp = measure_ramp(server, job_of(order.iloc[len(order) // 2].to_dict()) | {"seed": 0}, folder, told, most)
     rows = measure(runs, server, Store(folder / "runs.jsonl"), told, code=(), label="requests", seconds=seconds)
+    trip_s = server.trip_s()
     with within(f"{len(rows)} requests measured; give more --minutes or a smaller --design"):
+        rows = rows.assign(run_s=rows["run_s"] - trip_s)
         costs, worth = Costs.fit(rows), held_out(rows, "story")
-    costs = costs.with_speed(fit_places(ramp).assign(method=METHOD))
-    keep_system(server.server, costs, folder)
+    costs = costs.with_speed(fit_places(ramp, trip_s).assign(method=METHOD))
+    keep_system(server.server.but(trip_s=trip_s), costs, folder)
     return costs, worth, ramp
 
 

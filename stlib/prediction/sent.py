@@ -26,7 +26,7 @@ def places(costs: Costs) -> int:
 def alone(server, jobs: pd.DataFrame, costs: Costs, when: str) -> np.ndarray:
     """Send the jobs one after another: the seconds of each over those of the costs, (n,)."""
     seconds = [server(row)["run_s"] for row in tqdm(jobs.to_dict("records"), desc=f"alone, {when}", unit="request")]
-    return np.array(seconds) / costs.mean_s(jobs, METHOD)
+    return (np.array(seconds) - server.server.trip_s) / costs.mean_s(jobs, METHOD)
 
 
 def level_of(ratios: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -41,22 +41,24 @@ def level_of(ratios: Sequence[np.ndarray]) -> tuple[float, float]:
     return float(np.mean(means)), float(np.hypot(se, np.ptp(means) / np.sqrt(12)) / np.mean(means))
 
 
-def predict_sent(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, level: float = 1.0, level_se: float = 0.0, *,
-                 slo_s: Sequence[float] | None = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def predict_sent(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, level: float = 1.0, level_se: float = 0.0,
+                 trip_s: float = 0.0, *, slo_s: Sequence[float] | None = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """The metrics of the jobs of a run beside those of `draws` simulations with the same arrivals and jobs.
 
-    table: as of `replay`; jobs: as they were asked for, in its order. level, level_se: of `level_of`. slo_s: a deadline a job, seconds; left out, SLACK
+    table: as of `replay`; jobs: as they were asked for, in its order. level, level_se: of `level_of`. trip_s: of each
+    request, outside the server's places. slo_s: a deadline a job, seconds; left out, SLACK
     times its unloaded time. A row a metric: served, predicted, low, high (95 % of the draws), fewer and more (with one
     place fewer, and one more). `within`: the share of all jobs answered in their time; throughput: answers a second
     until the last one. Jobs that failed take no part in served times; the simulation does them all.
     """
     k, arrival = places(costs), table["scheduled_s"].to_numpy()
-    alone = costs.mean_s(jobs, METHOD)
+    alone = costs.mean_s(jobs, METHOD) + trip_s
     limit = SLACK * alone if slo_s is None else np.asarray(slo_s, float)
     done = (table["outcome"] == "completed").to_numpy()
     answered = np.where(done, table["reply_s"] - table["scheduled_s"], np.nan)
     served = _metrics(answered[None], arrival, limit)
-    by_k = {n: _metrics(_responses(arrival, jobs, costs, n, (level, level_se), draws, seed), arrival, limit)
+    by_k = {n: _metrics(trip_s + _responses(arrival, jobs, costs, n, (level, level_se), draws, seed), arrival,
+                        limit)
             for n in {max(1, k - 1), k, k + 1}}
     here = by_k[k]
     return pd.DataFrame([{"metric": name, "served": float(served[name][0]), "predicted": values.mean(),

@@ -21,12 +21,13 @@ BUSY = (429, 503)  # it refuses for now
 class Server(Fields):
     """Where a server is and what every request says beside its job: the model's name, `fields` of its own.
 
-    The jobs are stories of captions alone; a job is one request, its panels the pictures asked for (n).
+    trip_s: seconds that a request takes on its way, outside the server's places. The jobs are stories of captions alone; a job is one request, its panels the pictures asked for (n).
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/\s]+.*[^/]$", description="as http://127.0.0.1:8000/v1")]
     model: str | None = None
     fields: dict[str, Any] = Field(default_factory=dict)
+    trip_s: Annotated[float, Field(ge=0)] = 0.0
     workload: Literal["story"] = "story"
 
 
@@ -69,6 +70,15 @@ class ImagesServer:
                                "--ca") from error
         limits = httpx.Limits(keepalive_expiry=2.0, max_connections=None, max_keepalive_connections=None)
         self._client, self.zero_s = httpx.AsyncClient(limits=limits, **self._options), time.monotonic()
+
+    def trip_s(self, n: int = 20) -> float:
+        """The median seconds of n requests without work."""
+        spans = []
+        for _ in range(n):
+            began = time.monotonic()
+            self._one.get(f"{self.server.url}/models")
+            spans.append(time.monotonic() - began)
+        return float(np.median(spans))
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None, job_id: int,
                      scheduled_s: float) -> Reply:
