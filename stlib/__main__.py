@@ -1,4 +1,4 @@
-"""The shell: python -m stlib tell | measure | serve | predict | replay | check | table | models."""
+"""The shell: python -m stlib tell | measure | serve | predict | policy | replay | check | table | models."""
 
 import math
 import os
@@ -448,6 +448,38 @@ def _n_jobs(arrivals: dict) -> int:
                    else f"as it may at a constant one (p = {p:.2g})"))
     print(f"trace: {n} arrivals in {trace.arrival_s[-1]:.6g} s" + told)
     return min(JOBS, n)
+
+
+@app.command()
+def policy(
+    rate: Annotated[float, typer.Option(min=0, help="jobs a second, Poisson, to one replica")],
+    score: Annotated[list[str], typer.Option(help="sequential=0.8: what a method's pictures are worth; for each of two "
+                                                  "methods or more")],
+    quality: Annotated[float, typer.Option(help="the mean score wanted")],
+    mix: Mix = "stories_exact", system: System = paths.REFERENCE,
+):
+    """Say from how many outstanding jobs on which method is taken, for the least mean response at a mean score."""
+    import numpy as np
+
+    from stlib.experiment import Costs, JobMix
+    from stlib.prediction.predict import MixWork
+    from stlib.queueing.policy import Menu, best_mixture, evaluate, policy_for, spans
+
+    try:
+        scores = {name: float(value) for name, value in (one.split("=") for one in score)}
+    except ValueError:
+        raise ValueError(f"--score {' '.join(score)}: give each as METHOD=NUMBER") from None
+    jobs = JobMix.from_yaml(mix)
+    work, _ = MixWork.of(Costs.read(jobs.workload, system), jobs, list(scores)).sample(np.random.default_rng(0), 4000)
+    menu, dropped = Menu(tuple(scores), work, np.array(list(scores.values()))).undominated()
+    for name in dropped:
+        print(f"{name} is left out: another method is as good and as quick")
+    chosen, mixed = policy_for(rate, menu, quality), best_mixture(rate, menu, quality)
+    found, other = evaluate(rate, menu, chosen), evaluate(rate, menu, mixed)
+    print(*spans(menu, chosen), sep="\n")
+    print(f"mean response {found.response_s:.3f} s at a mean score of {found.quality:.3f}; the best mixture by chance "
+          f"({spans(menu, mixed)[0].split(': ')[1]}) {other.response_s:.3f} s, so {1 - found.response_s / other.response_s:.0%} "
+          "less")
 
 
 @app.command()

@@ -29,7 +29,7 @@ def stlib(*arguments, **environment):
                           cwd=paths.ROOT, env=os.environ | environment, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["tell", "measure", "serve", "predict", "replay", "check", "models", "table"])
+@pytest.mark.parametrize("command", ["tell", "measure", "serve", "predict", "policy", "replay", "check", "models", "table"])
 def test_help(shell, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
     told, code = shell(command, "--help")
@@ -209,6 +209,16 @@ def test_numbers_out_of_range_are_refused_in_one_line(shell, fitted, command, op
         told, error = shell(*command.split(), option, value, *fitted)
         assert error.startswith("error: ") and "\n" not in error and value in error and not told
         assert re.search(f"{typed}{value}$", error) or re.search(checked, error.lower()), error
+
+
+def test_a_policy_is_told_for_one_s_own_menu(shell, fitted):
+    asked = ["policy", "--score", "sequential=1", "--score", "parallel=0.5", *fitted]
+    told, code = shell(*asked, "--rate", 0.3, "--quality", 0.8)
+    assert code == 0 and "outstanding: sequential" in told and "outstanding: parallel" in told, (told, code)
+    assert re.search(r"mean response \d.* s at a mean score of 0.800; the best mixture .* less", told)
+    assert "at most" in shell(*asked, "--rate", 50, "--quality", 0.8)[1]
+    assert "METHOD=NUMBER" in shell(*asked, "--score", "joint", "--rate", 0.3, "--quality", 0.8)[1]
+    assert "quality = 2: the menu's methods have 0.5 to 1" in shell(*asked, "--rate", 0.3, "--quality", 2)[1]
 
 
 def test_a_trace_is_replayed_as_long_as_it_is(shell, fitted, tmp_path):

@@ -96,7 +96,7 @@ def evaluate(rate: float, menu: Menu, policy) -> Performance:
     else:
         raise ValueError(f"rate = {rate:g} is too near what the policy carries for {MOST_STATES} states: lower it")
     starts = np.append(law[:2].sum(), law[2:])  # after a departure that leaves nobody, the next job is alone
-    shares = starts @ chosen[: len(starts)]
+    shares = starts @ chosen[1 : len(starts) + 1]
     return Performance(float(law @ np.arange(len(law)) / rate), float(shares @ menu.quality), shares, law)
 
 
@@ -119,7 +119,6 @@ def optimal(rate: float, menu: Menu, price: float) -> np.ndarray:
         # h(n) = cost - g tau + sum_j a_j h(n - 1 + j), h(0) = h(1) - g / rate: after it the server idles; h(1) = 0
         moves = _onward(counts[choice])
         system = np.eye(states) - moves[:, 1:]
-        system[:, 0] -= moves[:, 0]
         system[:, 0] = menu.mean_s[choice] + moves[:, 0] / rate  # h(1) is 0: its column is g's
         solved = np.linalg.solve(system, cost[n - 1, choice])
         g, value = solved[0], np.append(0.0, solved[1:])
