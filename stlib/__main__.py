@@ -112,13 +112,14 @@ def serve(
     from stlib.prediction.predict import estimator
     from stlib.serving.api import make_app
     from stlib.serving.dispatcher import Dispatcher
+    from stlib.serving.learned import Learned
     from stlib.serving.rules import read_menu
     from stlib.serving.server import listen, run, url_of
 
     spec = _spec(system, workload, llm, ldm, device, precision, threads, gpus, table)
     fitted = Costs.read(workload, system)
     busy = fitted.busy_speed(method, replicas)[replicas]
-    estimate = estimator(fitted, spec.make(), level=1 / busy, probing=probe)
+    estimate = Learned(estimator(fitted, spec.make(), level=1 / busy, probing=probe))
     estimate(_small_job(spec), method)  # refuses a method not measured; the first request need not load
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)

@@ -134,6 +134,14 @@ class Observed(CollectorRegistry):
         state = self.dispatcher.queue()
         for name in ("replicas", "busy", "waiting", "in_system"):
             yield GaugeMetricFamily(f"dispatcher_{name}", name.replace("_", " "), value=state[name])
+        ratio = GaugeMetricFamily("job_speed_ratio", "measured over estimated seconds of the latest jobs", labels=["method"])
+        for method, value in state.get("speed_ratio", {}).items():
+            ratio.add_metric([method], value)
+        for name in ("told_wait_s", "real_wait_s"):
+            if state.get(name) is not None:
+                yield GaugeMetricFamily(f"job_{name.removesuffix('_s')}_seconds", "mean of the last hour's jobs",
+                                        value=state[name])
+        yield ratio
         jobs = CounterMetricFamily("jobs", "jobs by outcome", labels=["outcome"])
         for outcome in OUTCOMES:
             jobs.add_metric([outcome], state[outcome])

@@ -17,6 +17,7 @@ import numpy as np
 from stlib.queueing.checks import nonnegative, whole
 from stlib.queueing.job_table import OUTCOMES
 from stlib.serving import rules
+from stlib.serving.learned import Learned
 from stlib.serving.replica import ReplicaSpec, check_slots, error_text, start_ray, stop_job, stop_replica
 from stlib.serving.rules import UNSTARTED, Job, Reply, Server
 
@@ -33,7 +34,7 @@ class Dispatcher:
     that starts with n jobs outstanding, as in `simulate`. With none of these the method is "only": for workloads that
     do not tell methods apart. menu: for each method's name the job's parameters that it stands for; left out, the name
     itself is the parameter `method`; `names` are those of the menu, else `methods`. estimate: estimate(params, method),
-    seconds, which least_work and the expected wait need. probe: whether replicas run their probes.
+    seconds, which least_work and the expected wait need; one that is `Learned` is told what jobs took. probe: whether replicas run their probes.
 
     Raises ValueError for an input out of its range.
     """
@@ -156,11 +157,13 @@ class Dispatcher:
     def queue(self) -> dict:
         """The state: replicas up and busy, jobs waiting, in_system, offered and by outcome.
 
-        job_seconds: the number of jobs in the system, integrated over the elapsed_s seconds since `reset`.
+        job_seconds: the number of jobs in the system, integrated over the elapsed_s seconds since `reset`. What a
+        Learned estimate found, too.
         """
         return {"elapsed_s": self._now(), "job_seconds": self._job_seconds,
                 "replicas": sum(server.handle is not None for server in self.servers), "busy": self._busy(),
-                "waiting": self._waiting(), "in_system": self._in_system(), "offered": self.offered, **self.counts}
+                "waiting": self._waiting(), "in_system": self._in_system(), "offered": self.offered, **self.counts,
+                **(self.estimate.state() if isinstance(self.estimate, Learned) else {})}
 
     def expected_wait_s(self) -> float:
         """Seconds until a job that came now would start, by the estimates of those ahead; NaN without any.
@@ -188,6 +191,9 @@ class Dispatcher:
                 job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
                             "method": self._method_of(job, outstanding)}
                 job.products["busy_start"] = self._busy()
+                if isinstance(self.estimate, Learned) and job.row["attempt"] == 1:
+                    self.estimate.waited(self._counted_s, job.products["expected_wait_s"],
+                                         self._counted_s - job.row["arrival_s"])
                 if server.task is None or server.task.done():
                     server.task = asyncio.get_running_loop().create_task(self._serve(server))
             while server.queue and all(other.lost for other in peers):
@@ -206,6 +212,8 @@ class Dispatcher:
             except Exception as error:
                 self._depart(server, "failed", error=error_text(error))
             else:
+                if isinstance(self.estimate, Learned):
+                    self.estimate.learn(job.params, job.row["method"], self._now() - job.row["start_s"])
                 self._depart(server, "completed", *done)
 
     def _depart(self, server: Server, outcome: str, payload=None, products=None, error=None) -> None:
