@@ -54,7 +54,7 @@ def test_every_command_is_in_the_help(shell):
 
 def test_tell_saves_a_story(tmp_path):
     done = stlib("tell", "a fox and a red balloon", "--method", "parallel", "--panels", "2", "--steps", "2",
-                 "--out", str(tmp_path / "story"))
+                 "--threads", "1", "--gpus", "0", "--out", str(tmp_path / "story"))
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "story" / "story.json").read_text())
     assert facts["story"] in done.stdout
@@ -209,6 +209,11 @@ def test_numbers_out_of_range_are_refused_in_one_line(shell, fitted, command, op
         told, error = shell(*command.split(), option, value, *fitted)
         assert error.startswith("error: ") and "\n" not in error and value in error and not told
         assert re.search(f"{typed}{value}$", error) or re.search(checked, error.lower()), error
+
+
+def test_a_gpu_is_asked_for_in_one_way(shell, tmp_path):
+    error = shell("tell", "a fox", "--device", "cuda", "--gpus", 0, "--out", tmp_path / "story")[1]
+    assert "--device cuda with --gpus 0: give one of the two" in error
 
 
 def test_a_policy_is_told_for_one_s_own_menu(shell, fitted):

@@ -11,7 +11,6 @@ from pydantic import Field
 from stlib.serving.replica import error_text
 from stlib.serving.rules import UNSTARTED, Reply
 from stlib.serving.workloads.story import StoryWorkload
-from stlib.serving.workloads.story_requests import ImagesRequest
 from stlib.settings import Fields
 
 METHOD = "server"  # what its requests are done by, in costs and job tables
@@ -57,6 +56,8 @@ class ImagesServer:
 
         Raises ValueError for a job that the Images call cannot carry.
         """
+        from stlib.serving.workloads.story_requests import ImagesRequest  # imported late: it takes seconds
+
         params = {name: value for name, value in params.items() if name != "guidance_scale" or value not in (None, 1)}
         own = {"response_format": "b64_json"} | ({"model": self.server.model} if self.server.model else {})
         return ImagesRequest.body(params, None, None) | own | self.server.fields
