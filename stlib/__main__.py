@@ -341,8 +341,8 @@ def replay(
     if isinstance(server, Server):
         times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
         server = server.but(url=url.rstrip("/")) if url else server
-        return _replay_url(ImagesServer(server, token, ca, timeout), system, mix, times, rho, rate, jobs, requests, seed,
-                           calibration or 0, out or paths.results() / "sent")
+        return _replay_url(ImagesServer(server, token, ca, timeout), system, mix, times, rho, rate, jobs, requests,
+                           seed, calibration or 0, out or paths.results() / "sent")
     if url or requests:
         raise ValueError(f"--url and --requests are of a system measured by its URL, {system} is none: "
                          f"python -m stlib measure --url {url or 'http://...'} --out FOLDER")
@@ -445,8 +445,8 @@ def _n_jobs(arrivals: dict) -> int:
     if n >= LEAST_DRIFT:
         low, high, p = trace.drift()
         told = (f"; over tenths of it the rate moves from {low:.3g} to {high:.3g}, "
-                + (f"which no constant rate would do (p = {p:.2g}): its parts differ, and so will their waits" if p < 0.01
-                   else f"as it may at a constant one (p = {p:.2g})"))
+                + (f"which no constant rate would do (p = {p:.2g}): its parts differ, and so will their waits"
+                   if p < 0.01 else f"as it may at a constant one (p = {p:.2g})"))
     print(f"trace: {n} arrivals in {trace.arrival_s[-1]:.6g} s" + told)
     return min(JOBS, n)
 
@@ -479,8 +479,8 @@ def policy(
     found, other = evaluate(rate, menu, chosen), evaluate(rate, menu, mixed)
     print(*spans(menu, chosen), sep="\n")
     print(f"mean response {found.response_s:.3f} s at a mean score of {found.quality:.3f}; the best mixture by chance "
-          f"({spans(menu, mixed)[0].split(': ')[1]}) {other.response_s:.3f} s, so {1 - found.response_s / other.response_s:.0%} "
-          "less")
+          f"({spans(menu, mixed)[0].split(': ')[1]}) {other.response_s:.3f} s, so "
+          f"{1 - found.response_s / other.response_s:.0%} less")
 
 
 @app.command()

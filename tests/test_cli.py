@@ -29,7 +29,8 @@ def stlib(*arguments, **environment):
                           cwd=paths.ROOT, env=os.environ | environment, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["tell", "measure", "serve", "predict", "policy", "replay", "check", "models", "table"])
+@pytest.mark.parametrize("command", ["tell", "measure", "serve", "predict", "policy", "replay", "check", "models",
+                                     "table"])
 def test_help(shell, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
     told, code = shell(command, "--help")

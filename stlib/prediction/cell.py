@@ -37,8 +37,7 @@ class Cell(Fields):
 
     arrivals: a name of the campaign's, or a trace, a file. One of: rho, the load that sets the rate; rate, arrivals
     per second; same_as, another cell, whose arrivals and jobs these are; none of them for a trace at its own rate.
-    n_jobs: of this cell; left out, the campaign's. http: the route of the service that takes the jobs; left out, they
-    go to the dispatcher directly.
+    http: the route of the service that takes the jobs; left out, they go to the dispatcher directly.
     """
 
     mix: str
@@ -49,15 +48,13 @@ class Cell(Fields):
     rho: Annotated[float | None, Field(gt=0, lt=1, description="a load above 0, below 1: at 1 the queue grows")] = None
     rate: Annotated[float | None, Field(gt=0)] = None
     same_as: int | None = None
-    n_jobs: Annotated[int | None, Field(ge=1)] = None
     http: str | None = None
 
     @model_validator(mode="after")
     def _fits(self):
         given = sum(value is not None for value in (self.rho, self.rate, self.same_as))
         traced = is_trace(self.arrivals or "")
-        shared = self.same_as is not None
-        if given not in ((0, 1) if traced else (1,)) or (self.arrivals is None) != shared or (shared and self.n_jobs):
+        if given not in ((0, 1) if traced else (1,)) or (self.arrivals is None) != (self.same_as is not None):
             raise ValueError("give arrivals with either rho or rate, or same_as alone")
         return self
 
@@ -107,9 +104,8 @@ class Campaign(Fields):
                 else:
                     rate = cell.rate or (1.0 if cell.rho or not is_trace(cell.arrivals) else None)
                     process = arrival_process(rate, **self.process_of(cell.arrivals))
-                    n = cell.n_jobs or self.n_jobs
-                    with within(f"n_jobs = {n} of {cell.arrivals}"):  # a trace may be too short
-                        process.sample(n, np.random.default_rng(0))
+                    with within(f"n_jobs = {self.n_jobs} of {cell.arrivals}"):  # a trace may be too short
+                        process.sample(self.n_jobs, np.random.default_rng(0))
         return self
 
     @classmethod
@@ -214,8 +210,8 @@ def _plan(campaign: Campaign, number: int, results: Path) -> dict:
     """Arrivals, rate (None: rho sets it, or a trace has its own), jobs and seed of a cell, or of the one it shares."""
     cell = campaign.cells[number]
     if cell.same_as is None:
-        return {"arrivals": campaign.process_of(cell.arrivals), "lam": cell.rate,
-                "n_jobs": cell.n_jobs or campaign.n_jobs, "seed": campaign.seed + number}
+        return {"arrivals": campaign.process_of(cell.arrivals), "lam": cell.rate, "n_jobs": campaign.n_jobs,
+                "seed": campaign.seed + number}
     if not (runs := finished(results, cell.same_as)):
         raise ValueError(f"cell {cell.same_as}, whose arrivals and jobs are shared, has no run: serve it first")
     other = read_cell(runs[-1])[0]

@@ -42,7 +42,8 @@ def level_of(ratios: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def predict_sent(table: pd.DataFrame, jobs: pd.DataFrame, costs: Costs, level: float = 1.0, level_se: float = 0.0,
-                 trip_s: float = 0.0, *, slo_s: Sequence[float] | None = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+                 trip_s: float = 0.0, *, slo_s: Sequence[float] | None = None, draws: int = 1000,
+                 seed: int = 0) -> pd.DataFrame:
     """The metrics of the jobs of a run beside those of `draws` simulations with the same arrivals and jobs.
 
     table: as of `replay`; jobs: as they were asked for, in its order. level, level_se: of `level_of`. trip_s: of each
@@ -86,7 +87,7 @@ def verdict(table: pd.DataFrame, load: float, se: float) -> tuple[str, str]:
     drain, alone = end - last, (table["reply_s"] - table["scheduled_s"]).quantile(0.1)
     told = f"load {load:.2f} (known to {2 * se:.0%}), {drain:.3g} s to empty after {last:.4g} s of arrivals"
     if load * (1 + 2 * se) >= 1:
-        return "overloaded", f"overloaded: {told}; the queue may only grow, and its numbers are those of a run this long"
+        return "overloaded", f"overloaded: {told}; the queue may only grow, its numbers are those of a run this long"
     if drain > max(DRAINED * last, 3 * alone):
         return "backlogged", f"backlogged: {told}; the run ended in a queue, a longer one may differ"
     return "stable", f"stable: {told}"

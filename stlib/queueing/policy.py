@@ -85,7 +85,8 @@ def evaluate(rate: float, menu: Menu, policy) -> Performance:
     """
     checks.positive(rate=rate)
     policy = np.asarray(policy, float)
-    if policy.ndim != 2 or policy.shape[1] != len(menu.names) or (policy < 0).any() or not np.allclose(policy.sum(1), 1):
+    if policy.ndim != 2 or policy.shape[1] != len(menu.names) or (policy < 0).any() or not np.allclose(policy.sum(1),
+                                                                                                          1):
         raise ValueError(f"a policy of shape {policy.shape} for {len(menu.names)} methods: rows of probabilities")
     _carried(rate, float(policy[-1] @ menu.mean_s))
     for states in 64 * 2 ** np.arange(6):
@@ -114,6 +115,7 @@ def optimal(rate: float, menu: Menu, price: float) -> np.ndarray:
     counts, n = _counts(rate, menu, states), np.arange(1, states + 1)
     loss = menu.quality.max() - menu.quality
     cost = n[:, None] * menu.mean_s + rate * menu.second_s2 / 2 + price * loss
+    onward_by = [_onward(np.broadcast_to(one, (states, states))) for one in counts]
     choice = np.full(states, fast)
     for _ in range(200):
         # h(n) = cost - g tau + sum_j a_j h(n - 1 + j), h(0) = h(1) - g / rate: after it the server idles; h(1) = 0
@@ -123,8 +125,7 @@ def optimal(rate: float, menu: Menu, price: float) -> np.ndarray:
         solved = np.linalg.solve(system, cost[n - 1, choice])
         g, value = solved[0], np.append(0.0, solved[1:])
         onward = np.append(value[0] - g / rate, value)
-        worth = np.stack([cost[:, m] - g * menu.mean_s[m] + _onward(np.broadcast_to(counts[m], (states, states))) @ onward
-                          for m in range(len(menu.names))], axis=1)
+        worth = np.stack([cost[:, m] - g * menu.mean_s[m] + one @ onward for m, one in enumerate(onward_by)], axis=1)
         better = worth.argmin(axis=1)
         better = np.where(worth[n - 1, better] < worth[n - 1, choice] - 1e-9 * abs(worth).max(), better, choice)
         if (better == choice).all():
@@ -149,10 +150,11 @@ def policy_for(rate: float, menu: Menu, quality: float) -> np.ndarray:
         low, high = high, 4 * high
         if high > 1e9:
             best = evaluate(rate, menu, optimal(rate, menu, low)).quality
-            raise ValueError(f"quality = {quality:g} cannot be had at rate = {rate:g}: at most {best:g}; lower the rate")
+            raise ValueError(f"quality = {quality:g} cannot be had at rate = {rate:g}: at most {best:g}; lower it")
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if evaluate(rate, menu, optimal(rate, menu, middle)).quality < quality else (low, middle)
+        less = evaluate(rate, menu, optimal(rate, menu, middle)).quality < quality
+        low, high = (middle, high) if less else (low, middle)
     less, more = optimal(rate, menu, low), optimal(rate, menu, high)
     length = max(len(less), len(more))
     less, more = _rows(less, length + 1)[1:], _rows(more, length + 1)[1:]
@@ -186,14 +188,14 @@ def best_mixture(rate: float, menu: Menu, quality: float) -> np.ndarray:
 
 
 def spans(menu: Menu, policy) -> list[str]:
-    """A policy in words: for which numbers of outstanding jobs which method, with its probability where it is below 1."""
+    """A policy in words: at which numbers of outstanding jobs which method, with its probability where below 1."""
     policy = np.asarray(policy, float)
     said = [" or ".join(f"{name} ({p:.0%})" if p < 1 - 1e-9 else name for name, p in zip(menu.names, row, strict=True)
                         if p > 1e-9) for row in policy]
     ends = [i for i in range(len(said)) if i == len(said) - 1 or said[i] != said[i + 1]]
     begins = [0, *(i + 1 for i in ends[:-1])]
-    return [f"{begin + 1}{' and more' if end == len(said) - 1 else f' to {end + 1}' if end > begin else ''} outstanding: "
-            f"{said[end]}" for begin, end in zip(begins, ends, strict=True)]
+    return [f"{begin + 1}" + (" and more" if end == len(said) - 1 else f" to {end + 1}" if end > begin else "")
+            + f" outstanding: {said[end]}" for begin, end in zip(begins, ends, strict=True)]
 
 
 def _carried(rate: float, mean_s: float) -> None:
@@ -223,7 +225,7 @@ def _onward(counts: np.ndarray) -> np.ndarray:
 
 
 def _stationary(counts: np.ndarray) -> np.ndarray:
-    """The law of the number left behind; counts: of arrivals in the service that follows each state, (states, states)."""
+    """The law of the number left behind; counts: of arrivals in the service after each state, (states, states)."""
     states = len(counts)
     moves = np.zeros((states, states))
     moves[0] = counts[0]

@@ -23,7 +23,7 @@ NO_TRACE = "a trace is a CSV file with a header and one line an arrival, or a .j
 
 
 def read_times(path, column: str | None = None, unit: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read the times (n,), in seconds, and the other columns, a row a time, of a CSV file with a header or a .jsonl file.
+    """Read the times (n,), in seconds, and the other columns, a row a time, of a CSV (with a header) or .jsonl file.
 
     column: left out, the only one with a name of NAMES; of a job table, `scheduled_s`; where there are those of ENDED,
     ends less durations, in their order. It holds seconds from the run's start, kept as they are (but a slice from the

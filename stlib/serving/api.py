@@ -134,7 +134,8 @@ class Observed(CollectorRegistry):
         state = self.dispatcher.queue()
         for name in ("replicas", "busy", "waiting", "in_system"):
             yield GaugeMetricFamily(f"dispatcher_{name}", name.replace("_", " "), value=state[name])
-        ratio = GaugeMetricFamily("job_speed_ratio", "measured over estimated seconds of the latest jobs", labels=["method"])
+        ratio = GaugeMetricFamily("job_speed_ratio", "measured over estimated seconds of the latest jobs",
+                                  labels=["method"])
         for method, value in state.get("speed_ratio", {}).items():
             ratio.add_metric([method], value)
         for name in ("told_wait_s", "real_wait_s"):

@@ -34,7 +34,8 @@ class Dispatcher:
     that starts with n jobs outstanding, as in `simulate`. With none of these the method is "only": for workloads that
     do not tell methods apart. menu: for each method's name the job's parameters that it stands for; left out, the name
     itself is the parameter `method`; `names` are those of the menu, else `methods`. estimate: estimate(params, method),
-    seconds, which least_work and the expected wait need; one that is `Learned` is told what jobs took. probe: whether replicas run their probes.
+    seconds, which least_work and the expected wait need; one that is `Learned` is told what jobs took. probe: whether
+    replicas run their probes.
 
     Raises ValueError for an input out of its range.
     """

@@ -20,7 +20,8 @@ BUSY = (429, 503)  # it refuses for now
 class Server(Fields):
     """Where a server is and what every request says beside its job: the model's name, `fields` of its own.
 
-    trip_s: seconds that a request takes on its way, outside the server's places. The jobs are stories of captions alone; a job is one request, its panels the pictures asked for (n).
+    trip_s: seconds that a request takes on its way, outside the server's places. The jobs are stories of captions
+    alone; a job is one request, its panels the pictures asked for (n).
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/\s]+.*[^/]$", description="as http://127.0.0.1:8000/v1")]
@@ -65,7 +66,7 @@ class ImagesServer:
     def reset(self) -> None:
         """Begin a run: time zero is now. Raises RuntimeError if nothing answers there."""
         try:
-            self._one.get(f"{self.server.url}/models", timeout=10)  # any answer will do: many servers have no such route
+            self._one.get(f"{self.server.url}/models", timeout=10)  # any answer will do, not all have this
         except httpx.HTTPError as error:
             raise RuntimeError(f"no server at {self.server.url} ({error_text(error)}): start it, or give --url, "
                                "--ca") from error

@@ -10,7 +10,8 @@ from stlib.experiment import JobMix
 from stlib.experiment.jobs import Listed, listed
 from stlib.experiment.request_lists import read_requests
 
-LINE = "Request(request_id=7, prompt='a fox', width=1344, height=768, num_inference_steps=20, timestamp=0.5, slo_ms=900)"
+LINE = ("Request(request_id=7, prompt='a fox', width=1344, height=768, num_inference_steps=20, timestamp=0.5, "
+        "slo_ms=900)")
 
 
 def test_both_forms_are_the_same_requests(tmp_path):

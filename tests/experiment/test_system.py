@@ -122,8 +122,8 @@ guidance_scale: 2.5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ldm, llm", [("tiny_flux", "tiny_gpt2"), ("tiny_sd3", "tiny_llama"), ("tiny_sdxl", "tiny_qwen"),
-                                      ("tiny_sd", "tiny_llama")])
+@pytest.mark.parametrize("ldm, llm", [("tiny_flux", "tiny_gpt2"), ("tiny_sd3", "tiny_llama"),
+                                      ("tiny_sdxl", "tiny_qwen"), ("tiny_sd", "tiny_llama")])
 def test_any_pipeline_and_llm_is_measured_served_and_replayed(request, cluster, shell, tmp_path, ldm, llm):
     models = [request.getfixturevalue(name) for name in (ldm, llm)]
     (tmp_path / "my.yml").write_text(SMALL_DESIGN)

@@ -1,4 +1,4 @@
-"""Runs of a server that tells nothing but its answers: prediction, verdict and what a difference says, by simulation."""
+"""Runs of a server that tells nothing but its answers: prediction, verdict, what a difference says; by simulation."""
 
 import numpy as np
 import pandas as pd

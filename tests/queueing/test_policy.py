@@ -108,7 +108,7 @@ def test_the_best_mixture_is_that_of_a_fine_grid():
 
 def test_it_is_stable_where_the_best_quality_alone_is_not():
     one = menu()
-    with pytest.raises(ValueError, match="rate = 0.9: at most 0.5 jobs/s are carried"):
+    with pytest.raises(ValueError, match=r"rate = 0\.9: at most 0\.5 jobs/s are carried"):
         evaluate(0.9, one, fixed(one, "slow"))
     found = evaluate(0.9, one, optimal(0.9, one, 5.0))
     assert np.isfinite(found.response_s) and found.quality > 0.01
@@ -134,7 +134,8 @@ def test_simulated_it_is_the_same():
     (lambda one: optimal(0.4, one, -1.0), "price = -1.0"),
     (lambda one: optimal(1.2, one, 1.0), "rate = 1.2: at most 1 jobs/s are carried"),
     (lambda one: evaluate(0.4, one, [[0.5, 0.6]]), "rows of probabilities"),
-    (lambda one: evaluate(0.4, one, [[1.0]]), "for 2 methods"), (lambda one: evaluate(0.0, one, [[1, 0]]), "rate = 0.0"),
+    (lambda one: evaluate(0.4, one, [[1.0]]), "for 2 methods"),
+    (lambda one: evaluate(0.0, one, [[1, 0]]), "rate = 0.0"),
     (lambda one: policy_for(0.4, one, 1.5), "quality = 1.5: the menu's methods have 0 to 1"),
     (lambda one: policy_for(0.9, one, 0.99), "cannot be had at rate = 0.9: at most 0."),
     (lambda one: best_mixture(0.9, one, 0.9), "by any stable mixture"),

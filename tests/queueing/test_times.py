@@ -157,7 +157,8 @@ PUBLISHED = {  # the first lines of traces as they are published: header and lin
                                      "2023-11-16 18:17:04.0319600,3180,8", "2023-11-16 18:17:04.0781490,110,27"],
                        None, [0, 0.052, 0.098189], {"GeneratedTokens": [10, 8, 27]}),
     "Azure LLM 2024": ("azure.csv", ["TIMESTAMP,ContextTokens,GeneratedTokens",
-                                     "2024-05-10 00:00:00.009930+00:00,2162,5", "2024-05-10 00:00:00.017335+00:00,2399,6"],
+                                     "2024-05-10 00:00:00.009930+00:00,2162,5",
+                                     "2024-05-10 00:00:00.017335+00:00,2399,6"],
                        None, [0, 0.007405], {"ContextTokens": [2162, 2399]}),
     "Azure Functions 2021": ("functions.csv", ["app,func,end_timestamp,duration", "a,f,10.5,0.5", "b,g,11.25,4.25",
                                                "a,h,12,1"], None, [0, 3, 4], {"app": ["b", "a", "a"]}),
@@ -198,7 +199,7 @@ def test_a_window_of_a_trace_starts_at_zero(write):
     for parameters, message in (({"scale": 2}, "rate = 1.0 beside scale = 2"), ({"scale": 0}, "scale = 0 must")):
         with pytest.raises(ValueError, match=message):
             arrival_process(1.0 if parameters["scale"] else None, str(path), **parameters)
-    with pytest.raises(ValueError, match="arrivals 'poisson' cannot have {'scale': 2}"):
+    with pytest.raises(ValueError, match=r"arrivals 'poisson' cannot have \{'scale': 2\}"):
         arrival_process(1.0, "poisson", scale=2)
 
 

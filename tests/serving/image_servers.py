@@ -66,7 +66,7 @@ class StepWise:
 
 @contextmanager
 def serving(engine, *, answer=None, token=None, certificate=None):
-    """The URL of a server in front of an engine. answer(handler, n, body): what it does in place of drawing, if True."""
+    """The URL of a server in front of an engine. answer(handler, n, body): what it does instead, if True."""
     count = {"n": 0}
 
     class Handler(BaseHTTPRequestHandler):
