@@ -380,7 +380,7 @@ def _replay_url(server, system: Path, mix: str, arrivals: dict, rho: float | Non
     from stlib.serving.images_server import METHOD, counted
     from stlib.serving.replay import replay
 
-    costs, deadline_s = Costs.read("story", system), None
+    costs, arrival_s, deadline_s = Costs.read("story", system), None, None
     if out.exists():
         raise ValueError(f"--out {out} is there already: name another folder")
     check_folder("--out", out, replaced=True)

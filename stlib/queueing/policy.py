@@ -109,28 +109,14 @@ def optimal(rate: float, menu: Menu, price: float) -> np.ndarray:
     Raises ValueError for a price below 0 or a rate that no method carries.
     """
     checks.nonnegative(price=price)
-    fast = int(menu.mean_s.argmin())
-    _carried(rate, float(menu.mean_s[fast]))
-    states = max(64, len(evaluate(rate, menu, np.eye(len(menu.names))[[fast]]).found))
-    counts, n = _counts(rate, menu, states), np.arange(1, states + 1)
-    loss = menu.quality.max() - menu.quality
-    cost = n[:, None] * menu.mean_s + rate * menu.second_s2 / 2 + price * loss
-    onward_by = [_onward(np.broadcast_to(one, (states, states))) for one in counts]
-    choice = np.full(states, fast)
-    for _ in range(200):
-        # h(n) = cost - g tau + sum_j a_j h(n - 1 + j), h(0) = h(1) - g / rate: after it the server idles; h(1) = 0
-        moves = _onward(counts[choice])
-        system = np.eye(states) - moves[:, 1:]
-        system[:, 0] = menu.mean_s[choice] + moves[:, 0] / rate  # h(1) is 0: its column is g's
-        solved = np.linalg.solve(system, cost[n - 1, choice])
-        g, value = solved[0], np.append(0.0, solved[1:])
-        onward = np.append(value[0] - g / rate, value)
-        worth = np.stack([cost[:, m] - g * menu.mean_s[m] + one @ onward for m, one in enumerate(onward_by)], axis=1)
-        better = worth.argmin(axis=1)
-        better = np.where(worth[n - 1, better] < worth[n - 1, choice] - 1e-9 * abs(worth).max(), better, choice)
-        if (better == choice).all():
+    checks.positive(rate=rate)
+    _carried(rate, float(menu.mean_s.min()))
+    for states in 128 * 2 ** np.arange(5):
+        choice = _improved(rate, menu, price, int(states))
+        if rate * menu.mean_s[choice[states // 2]] < 1:
             break
-        choice = better
+    else:
+        raise ValueError(f"price = {price:g}: worth so much that {states // 2} jobs may wait; lower it")
     last = np.flatnonzero(choice != choice[states // 2])  # beyond the middle the cut-off queue is felt
     return np.eye(len(menu.names))[choice[: (last[last < states // 2].max(initial=-1) + 2)]]
 
@@ -146,11 +132,12 @@ def policy_for(rate: float, menu: Menu, quality: float) -> np.ndarray:
                          f"{menu.quality.max():g}, ask for one in between")
     if evaluate(rate, menu, optimal(rate, menu, low)).quality >= quality:
         return optimal(rate, menu, low)
-    while evaluate(rate, menu, optimal(rate, menu, high)).quality < quality:
-        low, high = high, 4 * high
-        if high > 1e9:
-            best = evaluate(rate, menu, optimal(rate, menu, low)).quality
-            raise ValueError(f"quality = {quality:g} cannot be had at rate = {rate:g}: at most {best:g}; lower it")
+    best = 0.0
+    try:
+        while (best := evaluate(rate, menu, optimal(rate, menu, high)).quality) < quality:
+            low, high = high, 4 * high
+    except ValueError as error:
+        raise ValueError(f"quality = {quality:g} cannot be had at rate = {rate:g}: {best:g} can; lower it") from error
     for _ in range(60):
         middle = (low + high) / 2
         less = evaluate(rate, menu, optimal(rate, menu, middle)).quality < quality
@@ -196,6 +183,30 @@ def spans(menu: Menu, policy) -> list[str]:
     begins = [0, *(i + 1 for i in ends[:-1])]
     return [f"{begin + 1}" + (" and more" if end == len(said) - 1 else f" to {end + 1}" if end > begin else "")
             + f" outstanding: {said[end]}" for begin, end in zip(begins, ends, strict=True)]
+
+
+def _improved(rate: float, menu: Menu, price: float, states: int) -> np.ndarray:
+    """The optimal method (states,) for 1, 2, ... jobs outstanding at a start, more than `states` being cut off."""
+    counts, n = _counts(rate, menu, states), np.arange(1, states + 1)
+    loss = menu.quality.max() - menu.quality
+    cost = n[:, None] * menu.mean_s + rate * menu.second_s2 / 2 + price * loss
+    onward_by = [_onward(np.broadcast_to(one, (states, states))) for one in counts]
+    choice = np.full(states, int(menu.mean_s.argmin()))
+    for _ in range(200):
+        # h(n) = cost - g tau + sum_j a_j h(n - 1 + j), h(0) = h(1) - g / rate: after it the server idles; h(1) = 0
+        moves = _onward(counts[choice])
+        system = np.eye(states) - moves[:, 1:]
+        system[:, 0] = menu.mean_s[choice] + moves[:, 0] / rate  # h(1) is 0: its column is g's
+        solved = np.linalg.solve(system, cost[n - 1, choice])
+        g, value = solved[0], np.append(0.0, solved[1:])
+        onward = np.append(value[0] - g / rate, value)
+        worth = np.stack([cost[:, m] - g * menu.mean_s[m] + one @ onward for m, one in enumerate(onward_by)], axis=1)
+        better = worth.argmin(axis=1)
+        better = np.where(worth[n - 1, better] < worth[n - 1, choice] - 1e-9 * abs(worth).max(), better, choice)
+        if (better == choice).all():
+            break
+        choice = better
+    return choice
 
 
 def _carried(rate: float, mean_s: float) -> None:

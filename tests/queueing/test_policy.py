@@ -65,7 +65,8 @@ def test_the_optimal_policy_is_not_beaten_by_any_threshold(rate, price):
         return found.response_s + price * (1 - found.quality)
 
     best = optimal(rate, one, price)
-    brute = min([objective(threshold(at)) for at in range(40)] + [objective(fixed(one, "slow"))] * (rate < 0.5))
+    rivals = [threshold(at) for at in range(40)] + ([fixed(one, "slow")] if rate < 0.5 else [])
+    brute = min(map(objective, rivals))
     assert objective(best) <= brute * (1 + 1e-9) and objective(best) == pytest.approx(brute, rel=1e-6)
     methods = best.argmax(axis=1)
     assert (np.diff(methods) <= 0).all()  # never slower with more outstanding
@@ -84,7 +85,7 @@ def test_three_methods_against_brute_force_over_both_thresholds():
     assert found == pytest.approx(brute, rel=1e-7) and found <= brute * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("quality, least", [(0.5, 0.2), (0.7, 0.2), (0.9, 0.15)])
+@pytest.mark.parametrize("quality, least", [(0.5, 0.15), (0.7, 0.2), (0.9, 0.15)])
 def test_at_equal_quality_it_is_quicker_than_the_best_mixture(quality, least):
     """Slow twice as long, load 0.8 of its capacity: a gain of 15 to 40 %, by exact calculation."""
     one, rate = menu(), 0.4
@@ -110,7 +111,7 @@ def test_it_is_stable_where_the_best_quality_alone_is_not():
     one = menu()
     with pytest.raises(ValueError, match=r"rate = 0\.9: at most 0\.5 jobs/s are carried"):
         evaluate(0.9, one, fixed(one, "slow"))
-    found = evaluate(0.9, one, optimal(0.9, one, 5.0))
+    found = evaluate(0.9, one, optimal(0.9, one, 50.0))
     assert np.isfinite(found.response_s) and found.quality > 0.01
 
 
@@ -137,7 +138,7 @@ def test_simulated_it_is_the_same():
     (lambda one: evaluate(0.4, one, [[1.0]]), "for 2 methods"),
     (lambda one: evaluate(0.0, one, [[1, 0]]), "rate = 0.0"),
     (lambda one: policy_for(0.4, one, 1.5), "quality = 1.5: the menu's methods have 0 to 1"),
-    (lambda one: policy_for(0.9, one, 0.99), "cannot be had at rate = 0.9: at most 0."),
+    (lambda one: policy_for(0.9, one, 0.99), "cannot be had at rate = 0.9: 0."),
     (lambda one: best_mixture(0.9, one, 0.9), "by any stable mixture"),
 ])
 def test_bad_input_is_named(call, message):
