@@ -76,8 +76,8 @@ def test_places_are_found_where_throughput_ends_to_grow():
     one = fit_places(ramp_of({1: 2.0, 2: 2.0, 3: 2.01, 4: 2.0}))
     assert len(one) == 1 and one["se"].tolist() == [0]
     assert len(fit_places(ramp_of({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}))) == 4  # it may do more
-    idle = {1: 1 / 1.02, 2: 1.0, 3: 1.001, 4: 0.999}  # one place that waits 20 ms for its next request
-    assert len(fit_places(ramp_of(idle))) == 2 and len(fit_places(ramp_of(idle), trip_s=0.01)) == 1
+    idle = {1: 1 / 1.04, 2: 1.0, 3: 1.001, 4: 0.999}  # one place that waits 40 ms for its next request
+    assert len(fit_places(ramp_of(idle))) == 2 and len(fit_places(ramp_of(idle), trip_s=0.02)) == 1
 
 
 def test_a_server_is_measured_and_replayed_by_its_url(files, shell):
