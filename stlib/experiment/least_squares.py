@@ -3,6 +3,9 @@
 import numpy as np
 import pandas as pd
 
+GAMMA = (0.0, 2.0)
+"""Exponents of the machine factor that a fit may find: jobs that do not slow with it, to twice as much in logarithms."""
+
 
 def independent(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Those of the columns, (n,) each, that are no combination of earlier ones."""
@@ -18,7 +21,8 @@ def solve(x: np.ndarray, y: np.ndarray, log_factor: np.ndarray) -> tuple[np.ndar
     """beta (terms,), gamma and its standard error of y = exp(gamma * log_factor) * (x @ beta), with relative errors.
 
     Each by least squares given the other, until they stand; beta's rows weigh 1 / (x @ beta)**2. x: (n, terms),
-    y: (n,) seconds. Raises ValueError if a mean is not positive or the fit does not settle.
+    y: (n,) seconds. gamma is kept within GAMMA: of few runs at hardly differing factors any slope is an estimate.
+    Raises ValueError if a mean is not positive or the fit does not settle.
     """
     gamma, mean, centred = 1.0, y, log_factor - log_factor.mean()
     squares = max(centred @ centred, 1e-12)  # of a constant factor no slope
@@ -29,8 +33,9 @@ def solve(x: np.ndarray, y: np.ndarray, log_factor: np.ndarray) -> tuple[np.ndar
             raise ValueError("the fit predicts a time that is not positive: the rows' levels are too few or too noisy")
         log_ratio = np.log(adjusted / (x @ beta))
         step = centred @ log_ratio / squares
-        change = abs(step) + np.abs(x @ beta / mean - 1).max()
-        gamma, mean = gamma + step, x @ beta
+        moved = np.clip(gamma + step, *GAMMA)
+        change = abs(moved - gamma) + np.abs(x @ beta / mean - 1).max()
+        gamma, mean = moved, x @ beta
         if change < 1e-9:
             return beta, float(gamma), float(np.std(log_ratio) / np.sqrt(squares))
     raise ValueError("the fit did not settle: check the rows for outliers")

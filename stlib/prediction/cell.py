@@ -37,7 +37,8 @@ class Cell(Fields):
 
     arrivals: a name of the campaign's, or a trace, a file. One of: rho, the load that sets the rate; rate, arrivals
     per second; same_as, another cell, whose arrivals and jobs these are; none of them for a trace at its own rate.
-    http: the route of the service that takes the jobs; left out, they go to the dispatcher directly.
+    http: the route of the service that takes the jobs; left out, they go to the dispatcher directly. length: the
+    run's jobs, in the campaign's `n_jobs`; left out, 1.
     """
 
     mix: str
@@ -49,6 +50,7 @@ class Cell(Fields):
     rate: Annotated[float | None, Field(gt=0)] = None
     same_as: int | None = None
     http: str | None = None
+    length: Annotated[float | None, Field(gt=0)] = None
 
     @model_validator(mode="after")
     def _fits(self):
@@ -104,9 +106,14 @@ class Campaign(Fields):
                 else:
                     rate = cell.rate or (1.0 if cell.rho or not is_trace(cell.arrivals) else None)
                     process = arrival_process(rate, **self.process_of(cell.arrivals))
-                    with within(f"n_jobs = {self.n_jobs} of {cell.arrivals}"):  # a trace may be too short
-                        process.sample(self.n_jobs, np.random.default_rng(0))
+                    n_jobs = self.jobs_of(cell)
+                    with within(f"n_jobs = {n_jobs} of {cell.arrivals}"):  # a trace may be too short
+                        process.sample(n_jobs, np.random.default_rng(0))
         return self
+
+    def jobs_of(self, cell: Cell) -> int:
+        """How many jobs a run of the cell has."""
+        return max(round(self.n_jobs * (cell.length or 1)), 1)
 
     @classmethod
     def from_yaml(cls, path: str | Path = paths.DATA / "campaign.yml") -> "Campaign":
@@ -210,8 +217,8 @@ def _plan(campaign: Campaign, number: int, results: Path) -> dict:
     """Arrivals, rate (None: rho sets it, or a trace has its own), jobs and seed of a cell, or of the one it shares."""
     cell = campaign.cells[number]
     if cell.same_as is None:
-        return {"arrivals": campaign.process_of(cell.arrivals), "lam": cell.rate, "n_jobs": campaign.n_jobs,
-                "seed": campaign.seed + number}
+        return {"arrivals": campaign.process_of(cell.arrivals), "lam": cell.rate,
+                "n_jobs": campaign.jobs_of(cell), "seed": campaign.seed + number}
     if not (runs := finished(results, cell.same_as)):
         raise ValueError(f"cell {cell.same_as}, whose arrivals and jobs are shared, has no run: serve it first")
     other = read_cell(runs[-1])[0]

@@ -16,7 +16,7 @@ from stlib.serving.replay import replay
 sys.path.append(str(paths.ROOT / "tests" / "serving"))
 from image_servers import Places, serving
 
-N, SERVICE_S, RHO, ALLOWED = 200, 0.1, 0.8, 2
+N, SERVICE_S, RHO, ALLOWED = 400, 0.1, 0.9, 2
 
 
 def requests(n=N):
@@ -54,7 +54,7 @@ def mean_response(url, arrival_s):
 
 @pytest.mark.slow
 def test_a_fixed_cadence_and_a_clock_behind_a_semaphore_hide_the_queue(record_summary):
-    """A place that takes 0.1 s, load 0.8: by Lindley's recursion ours is right, the two others are far too short."""
+    """A place that takes 0.1 s, load 0.9: by Lindley's recursion ours is right, the two others are far too short."""
     poisson = np.random.default_rng(3).exponential(SERVICE_S / RHO, N).cumsum()
     cadence = np.arange(1, N + 1) * SERVICE_S / RHO
     with serving(Places(1, lambda body: SERVICE_S)) as (url, _):
