@@ -62,7 +62,7 @@ class Naps(SleepWorkload):
         if params.get("naps") not in range(1, 40):
             raise ValueError(f"naps = {params.get('naps')!r}: give 1 to 39")
 
-    def run(self, params, on_progress=None):
+    def run(self, params, on_progress=None, on_part=None):
         turns = params.get("turns")
         turns = np.random.default_rng(params["seed"]).integers(2 * params["naps"] + 1) if turns is None else turns
         time.sleep(params["naps"] * NAP_S * params.get("pace", 1.0) + turns * TURN_S)

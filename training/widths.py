@@ -27,7 +27,7 @@ def compare() -> None:
     pipes = {"parallel": teller.pipe} | {name: _pipe(teller.pipe, name) for name in WIDTHS}
     ratios, rows = _ratios(pipes, list(stories[0]["caption"])), []
     for name, trunk in WIDTHS.items():
-        panels = [panel for number, story in enumerate(stories) for panel in METHODS["joint"].draw(
+        panels = [panel for number, story in enumerate(stories) for panel in METHODS["joint"].whole(
             pipes[name], list(story["caption"]), OPTIONS, number, lambda n: None).panels]
         asked = pd.concat(stories, ignore_index=True)
         read, _ = judge.read(panels)
@@ -53,7 +53,7 @@ def _ratios(pipes: dict, captions: list[str]) -> dict:
     logs = {name: [] for name in pipes}
     for seed in range(-1, N_TIMED):
         for name, pipe in pipes.items():
-            draw = METHODS["parallel" if name == "parallel" else "joint"].draw
+            draw = METHODS["parallel" if name == "parallel" else "joint"].whole
             began = time.monotonic()
             draw(pipe, captions[:N_PANELS], OPTIONS | {"num_inference_steps": 5}, seed + 1, lambda n: None)
             if seed >= 0:

@@ -1,14 +1,14 @@
 """The LDM's part: captions become pictures, by a method.
 
-A method's function is `(pipe, captions, options, seed, on_step) -> Drawing`; a new method is a module of
-`generation.methods` with one such function. Stages are timed from outside any diffusers pipeline: the first call of
+A method's function is `(pipe, captions, options, seed, on_step)` and yields a Drawing each time panels are finished, in
+their order; a new method is a module of `generation.methods` with one such function. Stages are timed from outside any diffusers pipeline: the first call of
 the denoiser ends text encoding, `callback_on_step_end` ends each step, and what follows the last one is the VAE's
 decoding.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +35,14 @@ class Method:
     `loading.parts`, lacks to be drawn with; empty for nothing.
     """
 
-    draw: Callable[..., Drawing]
+    draw: Callable[..., Iterator[Drawing]]
     weights: str = "illustrator"
     most_panels: int | None = None
     lacks: Callable[[dict], str] = lambda parts: ""
+
+    def whole(self, pipe, captions, options, seed, on_step) -> Drawing:
+        """All panels."""
+        return as_one(self.draw(pipe, captions, options, seed, on_step))
 
 
 def panel_generators(seed: int, n_panels: int) -> list[torch.Generator]:
@@ -119,7 +123,8 @@ def timed(pipe, n_panels: int, on_step, draw: Callable[..., list]) -> Drawing:
     return Drawing(panels, seconds[0], seconds[1:-1], seconds[-1])
 
 
-def one_after_another(drawings: list[Drawing]) -> Drawing:
+def as_one(drawings: Iterable[Drawing]) -> Drawing:
     """Drawings that were made one after another as one: all panels, the text and VAE times summed, every step."""
+    drawings = list(drawings)
     return Drawing([panel for d in drawings for panel in d.panels], sum(d.text_encoding_s for d in drawings),
                    [s for d in drawings for s in d.denoising_s], sum(d.vae_decode_s for d in drawings))

@@ -4,15 +4,17 @@ import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import cached_property, partial
 
 import diffusers
 import torch
 import transformers
+from PIL import Image
 
 from stlib.generation import engine, loading
 from stlib.generation.early_exit import fresh
-from stlib.generation.illustrator import Method
+from stlib.generation.illustrator import Method, as_one
 from stlib.generation.job import StoryJob, StoryResult, sides
 from stlib.generation.methods import METHODS
 from stlib.generation.models import NO_LLM
@@ -104,6 +106,10 @@ class Storyteller:
         """How many of the LLM's tokens a prompt is; loads the tokenizer alone."""
         return len(prompt_ids(self._reader[0], prompt))
 
+    def caption_tokens(self, captions: Sequence[str]) -> int:
+        """How many of the text encoder's tokens captions are, those that it cuts off included."""
+        return sum(map(len, self.pipe.tokenizer(list(captions)).input_ids))
+
     @cached_property
     def _reader(self):
         return loading.load_tokenizer(self.models["llm"])
@@ -125,13 +131,14 @@ class Storyteller:
         _ = self.pipe, self.has_llm and self.writer
         return self
 
-    def tell(self, job: StoryJob, on_progress: Callable[[str, int, int], None] | None = None) -> StoryResult:
+    def tell(self, job: StoryJob, on_progress: Callable[[str, int, int], None] | None = None,
+             on_panel: Callable[[int, Image.Image], None] | None = None) -> StoryResult:
         """Do one job. on_progress(stage, done, total): stage 'story' counts tokens, 'pictures' the
-        denoising steps of all panels.
+        denoising steps of all panels. on_panel(number, picture): called for each panel, in order, once it is finished.
 
         Raises ValueError for what these models cannot do (sizes, precision).
         """
-        report = on_progress or (lambda stage, done, total: None)
+        report, hand_out = on_progress or (lambda stage, done, total: None), on_panel or (lambda number, panel: None)
         self.check(job)
         self._warn_of_language(job)
         precision = job.precision or self.precision
@@ -148,7 +155,13 @@ class Storyteller:
             report("pictures", steps_done, job.steps * job.n_panels)
 
         pipe.scheduler = fresh(pipe.scheduler, job.early_exit)
-        drawing = METHODS[job.method].draw(pipe, captions, self._options(job), job.seed, on_step)
+        drawings = []
+        with closing(METHODS[job.method].draw(pipe, captions, self._options(job), job.seed, on_step)) as finished:
+            for drawing in finished:
+                for number, panel in enumerate(drawing.panels, sum(len(one.panels) for one in drawings) + 1):
+                    hand_out(number, panel)
+                drawings.append(drawing)
+        drawing = as_one(drawings)
         timings = {"llm_prefill": story.prefill_s, "llm_decode": story.decode_s,
                    "text_encoding": drawing.text_encoding_s, "denoising": drawing.denoising_s,
                    "vae_decode": drawing.vae_decode_s, "total": time.monotonic() - began}

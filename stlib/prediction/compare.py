@@ -56,7 +56,7 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     calibration: traced uses the jobs before and after the run, beforehand those before it, plain none; left out, the
     work is that of the costs. draws: of the work, given arrivals and jobs (traced: at each job's machine factor; plain:
     at factor 1). runs: replications of the prediction beforehand, at the level before the run. Random numbers come from
-    the cell's seed. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had until the last
+    the cell's seed. The metric `first` is the mean time until a job's first part, its first panel, is finished. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had until the last
     arrival. Raises ValueError for a run in which a job did not complete.
     """
     if failed := (table["outcome"] != "completed").sum():
@@ -77,6 +77,11 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     queue = ahead.formula(process.rate, len(jobs))
     formula = {} if queue is None else {"mean": queue.w, "wq": queue.wq}
     served, recursed = (job_metrics(one, slo_s=slo_s) for one in (table, again))
+    if share := first_share(products, calibration):
+        recursed, traced, plain, anew, given = (
+            with_first(one, share) for one in (recursed, traced, plain, anew, given))
+        served["first"] = (table["start_s"] - table["scheduled_s"] + products["first_s"]).mean()
+        formula |= {"first": with_first(pd.Series(formula), share)["first"]} if formula else {}
     at = served[traced.columns]
     rows = pd.DataFrame({
         "served": at, "traced": traced.mean(), "traced_lo": traced.quantile(0.025), "traced_hi": traced.quantile(0.975),
@@ -90,6 +95,19 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
         rho_realised=table["service_s"].sum() / (plain_of.k * arrival_s[-1]), arrivals=cell["arrivals"]["name"],
         workload=cell["mix"], metric=metrics, slo_s=[float(one or "nan") for one in seconds])
     return rows[list(COLUMNS)].reset_index(drop=True)
+
+
+def first_share(products: pd.DataFrame, calibration: pd.DataFrame | None) -> float | None:
+    """The time until a job's first part over that of the whole, of the whole jobs beside the run; None if not kept."""
+    kept = calibration is not None and all("first_s" in one for one in (products, calibration))
+    return float(calibration["first_s"].sum() / calibration["service_s"].sum()) if kept else None
+
+
+def with_first(metrics, share: float):
+    """Metrics, of one run or a row a run, and `first`: the mean wait and that share of the mean time in service."""
+    metrics = metrics.copy()
+    metrics["first"] = metrics["wq"] + share * (metrics["mean"] - metrics["wq"])
+    return metrics
 
 
 def read_validation(path: Path, campaign: Campaign) -> pd.DataFrame:

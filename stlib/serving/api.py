@@ -7,13 +7,14 @@ X-Products. Errors are {"error": {"message", "type", "param", "code"}}, as clien
 import asyncio
 import json
 import math
+import sys
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from pydantic_core import to_jsonable_python
@@ -28,6 +29,7 @@ from stlib.serving.server import Guard, error_response
 UNFINISHED = {"rejected": (503, "queue_full", "the queue is full: try again later"),
               "timed_out": (504, "deadline_passed", "its deadline passed while it waited"),
               "failed": (500, "job_failed", "the job failed: {}")}
+STALLED_S = 30.0
 plain = partial(to_jsonable_python, inf_nan_mode="null")  # JSON has no NaN and no infinity
 MODEL = {"id": "storyteller", "object": "model", "created": 0, "owned_by": "storyteller"}
 
@@ -48,18 +50,38 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
 
     async def answer(request: Request, body) -> Response:
         """Have the job done and send its reply; a client that goes takes its job with it."""
-        job = asyncio.ensure_future(dispatcher.submit(body.params(), method=body.method, deadline_s=body.deadline_s))
+        told = asyncio.Queue() if getattr(body, "stream", False) else None
+        job = asyncio.ensure_future(dispatcher.submit(
+            body.params(), method=body.method, deadline_s=body.deadline_s,
+            on_event=told and (lambda name, data: told.put_nowait((name, data)))))
         gone = asyncio.ensure_future(_disconnected(request))
-        await asyncio.wait([job, gone], return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        job.cancel()  # does nothing to one that is done
+        gone.add_done_callback(lambda _: job.cancel())  # does nothing to one that is done
+        if told:
+            job.add_done_callback(lambda _: told.put_nowait(None))
+            if first := await told.get():  # else it was refused
+                return EventStream(events(body, job, gone, told, first))
         try:
             reply = await job
         except ValueError as error:
             return _refused(error, type(body))
         except asyncio.CancelledError:
             return Response(status_code=499)  # which nobody reads
+        finally:
+            gone.cancel()
         return await _reply(reply, body, observed)
+
+    async def events(body, job: asyncio.Future, gone: asyncio.Future, told: asyncio.Queue, event: tuple | None):
+        """The job's events until it has ended, then its reply as the last one."""
+        try:
+            while event:
+                name, data = event
+                yield as_event(name, plain(body.part(data) if name == "part" else data))
+                event = await told.get()
+            if not job.cancelled():
+                reply = await _reply(await job, body, observed)
+                yield as_event("done" if reply.status_code == 200 else "error", json.loads(reply.body))
+        finally:
+            gone.cancel()
 
     for path, asked in dispatcher.workload.routes.items():
         @app.post(path, responses=DOCUMENTED, name=path, description=asked.__doc__)
@@ -77,6 +99,11 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
         if name != MODEL["id"]:
             return error_response(404, f"there is no model {name!r}: use {MODEL['id']}", "model", "model_not_found")
         return MODEL
+
+    @app.get("/v1/model_info")
+    async def model_info() -> dict:
+        """What SGLang's load client asks for before it begins."""
+        return {"model_path": MODEL["id"], "is_generation": False}
 
     @app.get("/queue")
     async def queue() -> dict:
@@ -112,6 +139,28 @@ def make_app(dispatcher: Dispatcher, token: str | None = None) -> FastAPI:
         return HTMLResponse(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
     return app
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; a client that does not read for STALLED_S is left."""
+
+    def __init__(self, events):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def __call__(self, scope, receive, send):
+        """As of Starlette's."""
+        async def in_time(message):
+            await asyncio.wait_for(send(message), STALLED_S)
+
+        try:
+            await super().__call__(scope, receive, in_time)
+        except TimeoutError:
+            print("a client stopped reading its stream and was left", file=sys.stderr)
+
+
+def as_event(name: str, data: dict) -> str:
+    """A server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 DOCUMENTED = {400: {"description": "not JSON"}, 401: {"description": "no token"}, 413: {"description": "too large"},

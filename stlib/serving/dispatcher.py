@@ -115,11 +115,14 @@ class Dispatcher:
         return declared
 
     async def submit(self, params: dict, *, method: str | None = None, deadline_s: float | None = None,
-                     job_id: int | None = None, scheduled_s: float = math.nan) -> Reply:
+                     job_id: int | None = None, scheduled_s: float = math.nan,
+                     on_event: Callable[[str, dict], None] | None = None) -> Reply:
         """Have a job done, in the running event loop; returns when it has its outcome.
 
         method: in place of the dispatcher's. deadline_s: if it has not started so many seconds after now it leaves,
-        timed out. job_id, scheduled_s: noted in its row. If the awaiting task is cancelled a waiting job leaves, and
+        timed out. job_id, scheduled_s: noted in its row. on_event(name, data): called, in this loop, when the job is
+        "queued" (its place, 1 the next to start; the expected wait), "started" (replica, method, attempt), and with the
+        "progress" and each "part" that its replica tells of. If the awaiting task is cancelled a waiting job leaves, and
         one that runs stops at its next token or step.
         Raises ValueError for a job that is refused, which does not count as offered; RuntimeError if not started.
         """
@@ -128,7 +131,7 @@ class Dispatcher:
         row = UNSTARTED | {"job_id": self.offered if job_id is None else job_id, "workload": self.name,
                            "scheduled_s": scheduled_s, "arrival_s": now}
         job = Job(row, params=params, declared_s=declared, method=None if len(declared) > 1 else next(iter(declared)),
-                  expiry_s=math.inf if deadline_s is None else now + deadline_s)
+                  expiry_s=math.inf if deadline_s is None else now + deadline_s, on_event=on_event)
         least = rules.candidates(self.routing, self.servers, now, self.offered)
         server = least[int(float(self._rng.random(dtype=np.float32)) * len(least))]
         job.products["expected_wait_s"] = self._wait_at(server, now)
@@ -137,6 +140,7 @@ class Dispatcher:
             self._end(job, "rejected")
         else:
             server.queue.append(job)
+            self._tell(job, "queued", place=len(server.queue), expected_wait_s=job.products["expected_wait_s"])
             if job.expiry_s < math.inf:
                 asyncio.get_running_loop().call_at(self.zero_s + job.expiry_s, self._now)
             self._feed()
@@ -192,6 +196,7 @@ class Dispatcher:
                 job.row |= {"start_s": self._counted_s, "replica": server.number, "n_outstanding": outstanding,
                             "method": self._method_of(job, outstanding)}
                 job.products["busy_start"] = self._busy()
+                self._tell(job, "started", **{name: job.row[name] for name in ("replica", "method", "attempt")})
                 if isinstance(self.estimate, Learned) and job.row["attempt"] == 1:
                     self.estimate.waited(self._counted_s, job.products["expected_wait_s"],
                                          self._counted_s - job.row["arrival_s"])
@@ -207,7 +212,7 @@ class Dispatcher:
         while job := server.job:
             params = job.params | self._options(job.row["method"])
             try:
-                done = await server.handle.run.remote(params, self.probe, job.token)
+                done = await self._done(server, job, params)
             except RayActorError as death:
                 await self._replace(server, death)
             except Exception as error:
@@ -216,6 +221,22 @@ class Dispatcher:
                 if isinstance(self.estimate, Learned):
                     self.estimate.learn(job.params, job.row["method"], self._now() - job.row["start_s"])
                 self._depart(server, "completed", *done)
+
+    async def _done(self, server: Server, job: Job, params: dict) -> tuple:
+        """Its payload and products, once the replica has done the job, whose reader is told how it goes."""
+        if job.on_event is None:
+            return await server.handle.run.remote(params, self.probe, job.token)
+        async for told in server.handle.stream.options(num_returns="streaming").remote(params, self.probe, job.token):
+            name, data = await told
+            if name == "done":
+                return data
+            self._tell(job, name, **data)
+        raise RuntimeError("its replica ended the stream without the job")
+
+    @staticmethod
+    def _tell(job: Job, name: str, **data) -> None:
+        if job.on_event and not job.ended.done():
+            job.on_event(name, data)
 
     def _depart(self, server: Server, outcome: str, payload=None, products=None, error=None) -> None:
         now, job, busy = self._now(), server.job, self._busy()

@@ -3,20 +3,27 @@
 `RAY_ADDRESS` names a running Ray cluster; without it Ray is started on this machine for this program.
 """
 
+import math
 import os
 import secrets
 import socket
 import tempfile
 import time
-from typing import Annotated
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from stlib.serving.workloads import WORKLOADS, Cancelled, Workload, make_workload
 from stlib.settings import Fields, whole
 
+Tell = Callable[[str, Any], None]
+
 LOAD_S = 300.0
 IDLE_S = 0.1  # after a longer pause the last probe no longer tells the machine's speed
+PROGRESS_S = 0.25
 CONTROL = "control"  # the calls that a replica answers while it does a job
 LONGEST = 36  # bytes: a socket's path has at most 103 or 107, of which Ray's own part takes 64
 
@@ -39,33 +46,59 @@ class Replica:
         """End the job of that token at its next token or step, also if it has not begun; called beside `run`."""
         self._stopped = token
 
-    def run(self, params: dict, probe: bool = True, token: str | None = None) -> tuple:
-        """Do one job; returns its payload and its products.
+    def run(self, params: dict, probe: bool = True, token: str | None = None, tell: Tell = lambda kind, data: None):
+        """Do one job; returns its payload and its products. tell: told of what `stream` yields on the way.
 
-        To the workload's products are added `run_s`, the run alone, and `service_s`, run and probes; with `probe`
-        also `probe_before_s`, `probe_after_s`, their mean `probe_s`, how many `probes` were run (1 or 2) and
+        To the workload's products are added `run_s`, the run alone, `first_s`, from the start until its first part was
+        finished (a panel; the run's end where there are no parts), and `service_s`, run and probes; with `probe` also `probe_before_s`, `probe_after_s`, their mean `probe_s`, how many `probes` were run (1 or 2) and
         `probe_cost_s`, what they took in all.
         The probe after the last job is the one before this, unless the replica has idled since. An error of the
         workload is raised here and leaves the replica able to work; so is Cancelled, once `stop(token)` was called.
         """
-        def go_on(*_) -> None:
+        def go_on(stage: str = "", done: int = 0, total: int = 0) -> None:
             if token is not None and self._stopped == token:
                 raise Cancelled
+            tell("progress", {"stage": stage, "done": done, "total": total})
+
+        def finished(part: dict) -> None:
+            first.append(time.monotonic())
+            tell("part", part)
 
         go_on()
-        began = time.monotonic()
+        began, first = time.monotonic(), []
         idled = began - self._probed_at > IDLE_S
         if probe and idled:
             self._probe()
         before, started = self._probe_s, time.monotonic()
-        payload, products = self.workload.run(params, go_on)
+        payload, products = self.workload.run(params, go_on, finished)
         ended = time.monotonic()
-        products = products | {"run_s": ended - started}
+        products = products | {"run_s": ended - started, "first_s": [*first, ended][0] - began}
         if probe:
             after = self._probe()
             products |= {"probe_before_s": before, "probe_after_s": after, "probe_s": (before + after) / 2,
                          "probes": 1 + idled, "probe_cost_s": time.monotonic() - ended + started - began}
         return payload, products | {"service_s": time.monotonic() - began}
+
+    def stream(self, params: dict, probe: bool = True, token: str | None = None):
+        """Do one job as `run`; yields ("progress", stage, done and total) and ("part", a part), and last ("done", both).
+
+        The job is done in a thread of its own and never waits for who reads. Of its progress no more than every
+        PROGRESS_S is told, and each stage's end.
+        """
+        told, last = SimpleQueue(), [-math.inf]
+
+        def tell(kind: str, data) -> None:
+            now = time.monotonic()
+            if kind != "progress" or now - last[0] > PROGRESS_S or data["done"] == data["total"] > 0:
+                last[0] = now
+                told.put((kind, data))
+
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(self.run, params, probe, token, tell)
+            job.add_done_callback(lambda _: told.put(("done", None)))
+            while (event := told.get())[0] != "done":
+                yield event
+            yield "done", job.result()
 
     def _probe(self) -> float:
         self._probe_s, self._probed_at = self.workload.probe(), time.monotonic()
@@ -99,7 +132,8 @@ class ReplicaSpec(Fields):
 
         hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves visible what was not asked for
         env = {"env_vars": {"OMP_NUM_THREADS": str(self.threads)} | hidden}
-        actor = ray.remote(num_cpus=1, num_gpus=self.gpus, runtime_env=env, concurrency_groups={CONTROL: 1})
+        actor = ray.remote(num_cpus=1, num_gpus=self.gpus, runtime_env=env, concurrency_groups={CONTROL: 1},
+                           scheduling_strategy="SPREAD")
         handle = actor(Replica).remote(WORKLOADS[self.workload], self.options, self.threads)
         try:
             ray.get(handle.__ray_ready__.remote(), timeout=LOAD_S)

@@ -40,13 +40,14 @@ class Reply:
 class Job(Reply):
     """A job in the system. method: None if it is chosen at its start; declared_s: by the methods it may get.
 
-    ended: cancelled with the task that awaits it.
+    ended: cancelled with the task that awaits it. on_event: told how it goes.
     """
 
     params: dict
     method: str | None
     expiry_s: float
     declared_s: dict[str, float]
+    on_event: Callable[[str, dict], None] | None = None
     ended: asyncio.Future = field(default_factory=asyncio.Future)
     token: str = field(default_factory=lambda: uuid4().hex)  # names it to the replica
 

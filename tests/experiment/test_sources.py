@@ -30,7 +30,7 @@ def of(method):
 @pytest.mark.parametrize("name, old, new", [
     ("generation/methods/sequential.py", "independent of each other.", "each for itself."),
     ("generation/illustrator.py", "def draw_batch(", "# why\ndef draw_batch("),
-    ("generation/methods/sequential.py", "one_after_another([", "one_after_another(\n        ["),
+    ("generation/methods/sequential.py", "draw_batch(pipe, [caption]", "draw_batch(\n            pipe, [caption]"),
     ("generation/methods/__init__.py", "METHODS = {", 'METHODS = {"other": parallel.METHOD, '),
     ("generation/methods/parallel.py", "def parallel(pipe,", "def parallel(pipe, *, _=0,"),
     ("serving/workloads/__init__.py", "(StoryWorkload, TableWorkload,", "(StoryWorkload,"),

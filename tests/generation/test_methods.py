@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from stlib import paths
 from stlib.generation import METHODS, StoryJob, Storyteller
-from stlib.generation.illustrator import panel_generators, starting_noise
+from stlib.generation.illustrator import as_one, panel_generators, starting_noise
 from stlib.generation.methods.autoregressive import from_picture, planned
 from stlib.generation.methods.consistent import SharedAttention, consistent, shared_attention
 from stlib.generation.methods.joint import of_panels
@@ -65,7 +65,7 @@ def test_an_autoregressive_panel_is_told_the_one_before_it(storyteller):
 
 def test_one_panel_of_consistent_is_that_of_its_unet_with_the_same_noise(storyteller):
     pipe = storyteller.pipe_of("consistent", "fp32")
-    ours = consistent(pipe, CAPTIONS[:1], SMALL, 3, lambda n: None, shared_noise=0.0).panels[0]
+    ours = next(consistent(pipe, CAPTIONS[:1], SMALL, 3, lambda n: None, shared_noise=0.0)).panels[0]
     plain = pipe(prompt=[CAPTIONS[0]], generator=panel_generators(3, 2)[:1], **SMALL).images[0]
     assert np.array_equal(np.asarray(ours), np.asarray(plain))
 
@@ -121,7 +121,7 @@ def test_image_to_image_runs_as_many_steps_as_are_asked_for(steps, strength):
 
 def test_image_to_image_of_the_last_panel(storyteller):
     pipe = storyteller.pipe
-    full, weak = (from_picture(pipe, CAPTIONS, SMALL, 3, lambda n: None, strength=strength).panels
+    full, weak = (as_one(from_picture(pipe, CAPTIONS, SMALL, 3, lambda n: None, strength=strength)).panels
                   for strength in (1.0, 0.05))
 
     def step(panels):

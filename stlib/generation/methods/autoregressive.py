@@ -1,6 +1,7 @@
 """Each panel begins from the one before it."""
 
 import math
+from collections.abc import Iterator
 
 import diffusers
 import torch
@@ -12,7 +13,6 @@ from stlib.generation.illustrator import (
     Method,
     decoded,
     draw_batch,
-    one_after_another,
     panel_generators,
     starting_noise,
     timed,
@@ -21,7 +21,7 @@ from stlib.generation.illustrator import (
 STRENGTH = 0.8  # of the noise that is added to the last panel
 
 
-def autoregressive(pipe, captions, options, seed, on_step) -> Drawing:
+def autoregressive(pipe, captions, options, seed, on_step) -> Iterator[Drawing]:
     """A UNet with twice the latents' channels is told the last panel's latents; any other starts from its picture."""
     unet = getattr(pipe, "unet", None)
     if unet is not None and unet.config.in_channels == 2 * pipe.vae.config.latent_channels:
@@ -29,9 +29,9 @@ def autoregressive(pipe, captions, options, seed, on_step) -> Drawing:
     return from_picture(pipe, captions, options, seed, on_step)
 
 
-def from_latents(pipe, captions, options, seed, on_step) -> Drawing:
+def from_latents(pipe, captions, options, seed, on_step) -> Iterator[Drawing]:
     """The latents of the last panel, zeros before the first one, are further input channels of the UNet."""
-    last, drawings = None, []
+    last = None
 
     def tell(_, args):
         return torch.cat([args[0], last.expand_as(args[0])], 1), *args[1:]
@@ -46,17 +46,17 @@ def from_latents(pipe, captions, options, seed, on_step) -> Drawing:
     hook = pipe.unet.register_forward_pre_hook(tell)
     try:
         for caption, generator in zip(captions, panel_generators(seed, len(captions)), strict=True):
-            drawings.append(timed(pipe, 1, on_step, lambda c=caption, g=generator, **callback: draw(c, g, **callback)))
+            yield timed(pipe, 1, on_step, lambda c=caption, g=generator, **callback: draw(c, g, **callback))
     finally:
         hook.remove()
-    return one_after_another(drawings)
 
 
-def from_picture(pipe, captions, options, seed, on_step, strength: float = STRENGTH) -> Drawing:
+def from_picture(pipe, captions, options, seed, on_step, strength: float = STRENGTH) -> Iterator[Drawing]:
     """Image to image of the last panel, with as many denoising steps a panel as the first one takes."""
     generators, options = panel_generators(seed, len(captions)), dict(options)
     strength, steps = options.pop("strength", strength), options["num_inference_steps"]
-    drawings = [draw_batch(pipe, [captions[0]], [generators[0]], options, on_step)]
+    drawing = draw_batch(pipe, [captions[0]], [generators[0]], options, on_step)
+    yield drawing
     rule = pipe.scheduler.watch.rule if hasattr(pipe.scheduler, "watch") else None
     redraw = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
     redraw.set_progress_bar_config(disable=True)
@@ -64,8 +64,8 @@ def from_picture(pipe, captions, options, seed, on_step, strength: float = STREN
     own |= {"strength": strength, "num_inference_steps": planned(steps, strength)}
     for caption, generator in zip(captions[1:], generators[1:], strict=True):
         redraw.scheduler = fresh(pipe.scheduler, rule)
-        drawings.append(draw_batch(redraw, [caption], [generator], own | {"image": drawings[-1].panels}, on_step))
-    return one_after_another(drawings)
+        drawing = draw_batch(redraw, [caption], [generator], own | {"image": drawing.panels}, on_step)
+        yield drawing
 
 
 def planned(steps: int, strength: float) -> int:

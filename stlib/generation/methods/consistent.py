@@ -8,12 +8,13 @@ from stlib.generation.illustrator import Drawing, Method, draw_batch, panel_gene
 SHARED_NOISE = 0.9  # of the variance
 
 
-def consistent(pipe, captions, options, seed, on_step, shared_noise: float = SHARED_NOISE) -> Drawing:
+def consistent(pipe, captions, options, seed, on_step, shared_noise: float = SHARED_NOISE) -> Iterator[Drawing]:
     """All panels in one batch that read each other. Works on any pipeline with a UNet, untrained."""
     *own, common = panel_generators(seed, len(captions) + 1)
     noise = starting_noise(pipe, own, options, common, shared_noise)
     with shared_attention(pipe.unet, len(captions)):
-        return draw_batch(pipe, list(captions), own, options | {"latents": noise}, on_step)
+        drawing = draw_batch(pipe, list(captions), own, options | {"latents": noise}, on_step)
+    yield drawing
 
 
 class SharedAttention:

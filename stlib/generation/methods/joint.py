@@ -1,6 +1,7 @@
 """All panels stacked in the channels of one UNet that was trained for it, denoised together."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from stlib.generation.illustrator import Drawing, Method, decoded, panel_generators, starting_noise, timed
 
 
-def joint(pipe, captions, options, seed, on_step) -> Drawing:
+def joint(pipe, captions, options, seed, on_step) -> Iterator[Drawing]:
     """One picture of n x c latent channels; the captions' states one after another, each with its panel's embedding.
 
     Fewer panels than the UNet has take the first filters of its ends.
@@ -28,7 +29,7 @@ def joint(pipe, captions, options, seed, on_step) -> Drawing:
                       **callback, **options).images
         return decoded(few, latents.unflatten(1, (n, -1))[0])
 
-    return timed(few, n, on_step, draw)
+    yield timed(few, n, on_step, draw)
 
 
 def panel_embedding(pipe) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from stlib.serving.workloads.protocol import Progress
+from stlib.serving.workloads.protocol import Part, Progress
 from stlib.serving.workloads.story import StoryWorkload
 from stlib.serving.workloads.table import TableWorkload
 from stlib.settings import known
@@ -43,9 +43,9 @@ class MixedWorkload:
         """Raise ValueError for parameters that the workload of their kind refuses."""
         self._part(params).validate(_own(params))
 
-    def run(self, params: dict, on_progress: Progress | None = None) -> tuple:
+    def run(self, params: dict, on_progress: Progress | None = None, on_part: Part | None = None) -> tuple:
         """Do one job; of what the other kind counts there is none."""
-        payload, products = self._part(params).run(_own(params), on_progress)
+        payload, products = self._part(params).run(_own(params), on_progress, on_part)
         return payload, dict.fromkeys(self.counts, 0) | products
 
     def probe(self) -> float:

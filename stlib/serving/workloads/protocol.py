@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+Part = Callable[[dict], None]  # its fields, pickled on the way
 
 
 class Cancelled(Exception):
@@ -50,10 +51,11 @@ class Workload(Protocol):
     def validate(self, params: dict) -> None:
         """Raise ValueError for parameters that `run` would refuse. Needs no loaded model."""
 
-    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[Any, dict]:
+    def run(self, params: dict, on_progress: Progress | None = None, on_part: Part | None = None) -> tuple[Any, dict]:
         """Do one job; returns its payload and its products (plain values: what it took, seconds by stage).
 
-        It calls on_progress often (a token, a denoising step) and lets what this raises end the job.
+        It calls on_progress often (a token, a denoising step) and lets what this raises end the job; on_part with each
+        part of the payload that is of use by itself, when it is finished (a panel), if there are such parts.
         """
 
     def resolve(self, params: dict) -> dict:

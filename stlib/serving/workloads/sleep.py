@@ -4,7 +4,7 @@ import math
 import time
 from typing import ClassVar
 
-from stlib.serving.workloads.protocol import Progress
+from stlib.serving.workloads.protocol import Part, Progress
 
 SLICE_S = 0.05  # after each it tells its progress
 
@@ -25,7 +25,7 @@ class SleepWorkload:
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= 3600:
             raise ValueError(f"seconds = {seconds!r}: a sleeping job takes from 0 to 3600")
 
-    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[None, dict]:
+    def run(self, params: dict, on_progress: Progress | None = None, on_part: Part | None = None) -> tuple[None, dict]:
         """Sleep; the product is `slept_s`."""
         began, slices = time.monotonic(), math.ceil(params["seconds"] / SLICE_S)
         for i in range(slices):

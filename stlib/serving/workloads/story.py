@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from stlib.serving.workloads.protocol import LastCall, Progress
+from stlib.serving.workloads.protocol import LastCall, Part, Progress
 
 PIXELS = 128  # the cost terms' images are in units of one picture of this side
 SHORT_PROMPT = 16  # tokens; what a prompt has beyond them is a cost term
@@ -51,17 +51,24 @@ class StoryWorkload:
 
         return StoryJob(**params)
 
-    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[dict, dict]:
-        """Tell one story.
+    def run(self, params: dict, on_progress: Progress | None = None, on_part: Part | None = None) -> tuple[dict, dict]:
+        """Tell one story; its parts are its panels: number, of how many, and the PNG.
 
-        Payload: story, captions, panels as PNG bytes. Products: prompt_tokens, tokens_run, steps_run, panel_steps_run,
+        Payload: story, captions, panels as PNG bytes, text_tokens of the captions. Products: prompt_tokens, tokens_run, steps_run, panel_steps_run,
         seconds by stage.
         """
         from stlib.serving.workloads.story_requests import encoded
 
-        result = self.storyteller.tell(self.check(params), on_progress)
-        panels = [encoded(panel, "PNG", compress_level=1) for panel in result.panels]
-        payload = {"story": result.story, "captions": result.captions, "panels": panels}
+        job, panels = self.check(params), []
+
+        def finished(number: int, panel) -> None:
+            panels.append(encoded(panel, "PNG", compress_level=1))
+            if on_part:
+                on_part({"number": number, "of": job.n_panels, "png": panels[-1]})
+
+        result = self.storyteller.tell(job, on_progress, finished)
+        payload = {"story": result.story, "captions": result.captions, "panels": panels,
+                   "text_tokens": self.storyteller.caption_tokens(result.captions)}
         stages = {f"{stage}_s": float(np.sum(spent)) for stage, spent in result.timings.items() if stage != "total"}
         counted = ("prompt_tokens", "tokens_run", "steps_run", "panel_steps_run")
         return payload, {name: getattr(result, name) for name in counted} | stages

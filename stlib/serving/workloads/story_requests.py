@@ -22,6 +22,8 @@ NOT_DONE = {  # fields of Images servers that would change the pictures: the val
                      "clip_skip", "eta", "sampler", "sampler_name", "scheduler", "sigmas", "timesteps", "lora",
                      "controlnet", "prompt_2", "negative_prompt_2", "diffusers_kwargs", "extra_args"), ())}
 
+CELL = 8  # pixels a side
+
 
 def _both(size):
     """The OpenAI API names both sides."""
@@ -31,15 +33,26 @@ def _both(size):
 
 
 class StoryRequest(Asked, StoryJob):
-    """Tell a story and draw its panels (PNG, base64): the fields of a StoryJob, and when it must start."""
+    """Tell a story and draw its panels (PNG, base64): the fields of a StoryJob, and when it must start.
+
+    With "stream": true the reply is a stream of server-sent events: queued, started, progress, part (a panel), done.
+    """
+
+    stream: Annotated[bool | None, Field(description="true: server-sent events, each panel as it is finished")] = False
 
     def params(self) -> dict:
         """The fields of the StoryJob that are given, but for the method."""
-        return self.model_dump(exclude_none=True, exclude=set(Asked.model_fields))
+        return self.model_dump(exclude_none=True, exclude={*Asked.model_fields, "stream"})
+
+    @staticmethod
+    def part(part: dict) -> dict:
+        """A panel's number, of how many, and the PNG in base64."""
+        return part | {"png": base64.b64encode(part["png"]).decode()}
 
     def reply(self, payload: dict) -> dict:
         """The panels as PNG in base64."""
-        return payload | {"panels": [base64.b64encode(panel).decode() for panel in payload["panels"]]}
+        panels = [base64.b64encode(panel).decode() for panel in payload["panels"]]
+        return {name: payload[name] for name in ("story", "captions")} | {"panels": panels}
 
 
 class ImagesRequest(Asked):
@@ -85,12 +98,16 @@ class ImagesRequest(Asked):
                             method, deadline_s)
 
     def reply(self, payload: dict) -> dict:
-        """The pictures in base64, and their size as drawn."""
+        """The pictures in base64, their size as drawn, and `usage`: tokens of the text encoder, and cells of latents."""
         pictures = [Image.open(io.BytesIO(panel)) for panel in payload["panels"]]
         coded = payload["panels"] if self.output_format == "png" else [
             encoded(picture, self.output_format, quality=self.output_compression) for picture in pictures]
+        cells = sum(picture.width * picture.height for picture in pictures) // CELL**2
         return {"created": int(time.time()), "output_format": self.output_format,
                 "size": "{}x{}".format(*pictures[0].size),
+                "usage": {"input_tokens": payload["text_tokens"], "output_tokens": cells,
+                          "total_tokens": payload["text_tokens"] + cells,
+                          "input_tokens_details": {"text_tokens": payload["text_tokens"], "image_tokens": 0}},
                 "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in coded]}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stlib import paths
-from stlib.serving.workloads.protocol import Progress
+from stlib.serving.workloads.protocol import Part, Progress
 
 PROBE = {"rows": 250, "steps": 2}  # a small job: calls of the network alone follow the machine worse
 EMBEDDED = paths.MODELS / "table"
@@ -50,8 +50,8 @@ class TableWorkload:
         """Raise ValueError for parameters that are no TableJob, or conditions that the table does not know."""
         self.model.check(self.check(params))
 
-    def run(self, params: dict, on_progress: Progress | None = None) -> tuple[pd.DataFrame, dict]:
-        """Draw one table. Payload: the table. Products: steps_run, row_steps_run, seconds by stage."""
+    def run(self, params: dict, on_progress: Progress | None = None, on_part: Part | None = None) -> tuple:
+        """Draw one table, all at once. Payload: a DataFrame. Products: steps_run, row_steps_run, seconds by stage."""
         told = (lambda done, total: on_progress("denoising", done, total)) if on_progress else (lambda *_: None)
         result = self.model.draw(self.check(params), told)
         stages = {f"{stage}_s": seconds for stage, seconds in result.timings.items()}
