@@ -1,9 +1,9 @@
 """The LDM's part: captions become pictures, by a method.
 
-A method's function is `(pipe, captions, options, seed, on_step)` and yields a Drawing each time panels are finished, in
-their order; a new method is a module of `generation.methods` with one such function. Stages are timed from outside any diffusers pipeline: the first call of
-the denoiser ends text encoding, `callback_on_step_end` ends each step, and what follows the last one is the VAE's
-decoding.
+A method's function is `(pipe, captions, options, seed, on_step)` and yields a Drawing each time panels are finished,
+in their order; a new method is a module of `generation.methods` with one such function. Stages are timed from outside
+any diffusers pipeline: the first call of the denoiser ends text encoding, `callback_on_step_end` ends each step, and
+what follows the last one is the VAE's decoding.
 """
 
 import math

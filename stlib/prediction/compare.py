@@ -56,8 +56,9 @@ def predict_run(cell: dict, table: pd.DataFrame, jobs: pd.DataFrame, products: p
     calibration: traced uses the jobs before and after the run, beforehand those before it, plain none; left out, the
     work is that of the costs. draws: of the work, given arrivals and jobs (traced: at each job's machine factor; plain:
     at factor 1). runs: replications of the prediction beforehand, at the level before the run. Random numbers come from
-    the cell's seed. The metric `first` is the mean time until a job's first part, its first panel, is finished. `workload` is the mix; `rho_realised` the replicas' own seconds over those they had until the last
-    arrival. Raises ValueError for a run in which a job did not complete.
+    the cell's seed. The metric `first` is the mean time until a job's first part (panel) is finished. `workload` is the
+    mix; `rho_realised` the replicas' own seconds over those they had until the last arrival. Raises ValueError for a
+    run in which a job did not complete.
     """
     if failed := (table["outcome"] != "completed").sum():
         raise ValueError(f"cell {cell['cell']}: {failed} jobs did not complete; give a run whose jobs all do")

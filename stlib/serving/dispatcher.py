@@ -122,8 +122,8 @@ class Dispatcher:
         method: in place of the dispatcher's. deadline_s: if it has not started so many seconds after now it leaves,
         timed out. job_id, scheduled_s: noted in its row. on_event(name, data): called, in this loop, when the job is
         "queued" (its place, 1 the next to start; the expected wait), "started" (replica, method, attempt), and with the
-        "progress" and each "part" that its replica tells of. If the awaiting task is cancelled a waiting job leaves, and
-        one that runs stops at its next token or step.
+        "progress" and each "part" that its replica tells of. If the awaiting task is cancelled a waiting job leaves,
+        and one that runs stops at its next token or step.
         Raises ValueError for a job that is refused, which does not count as offered; RuntimeError if not started.
         """
         nonnegative(deadline_s=0.0 if deadline_s in (None, math.inf) else deadline_s)

@@ -50,8 +50,9 @@ class Replica:
         """Do one job; returns its payload and its products. tell: told of what `stream` yields on the way.
 
         To the workload's products are added `run_s`, the run alone, `first_s`, from the start until its first part was
-        finished (a panel; the run's end where there are no parts), and `service_s`, run and probes; with `probe` also `probe_before_s`, `probe_after_s`, their mean `probe_s`, how many `probes` were run (1 or 2) and
-        `probe_cost_s`, what they took in all.
+        finished (a panel; the run's end where there are no parts), and `service_s`, run and probes; with `probe` also
+        `probe_before_s`, `probe_after_s`, their mean `probe_s`, how many `probes` were run (1 or 2) and `probe_cost_s`,
+        what they took in all.
         The probe after the last job is the one before this, unless the replica has idled since. An error of the
         workload is raised here and leaves the replica able to work; so is Cancelled, once `stop(token)` was called.
         """
@@ -80,7 +81,7 @@ class Replica:
         return payload, products | {"service_s": time.monotonic() - began}
 
     def stream(self, params: dict, probe: bool = True, token: str | None = None):
-        """Do one job as `run`; yields ("progress", stage, done and total) and ("part", a part), and last ("done", both).
+        """Do one job as `run`; yields ("progress", stage, done, total) and ("part", a part), and last ("done", both).
 
         The job is done in a thread of its own and never waits for who reads. Of its progress no more than every
         PROGRESS_S is told, and each stage's end.

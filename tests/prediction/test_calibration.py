@@ -94,3 +94,21 @@ def test_every_replica_does_every_job(cluster):
     assert list(rows["job_id"]) == [0, 1, 2, 3, 4, 5, 3, 4, 5, 0, 1, 2]
     assert (rows["run_s"] > 0.019).all() and rows["probe_s"].notna().all()
     assert rows.groupby("replica")["at_s"].min().diff().abs().iloc[1] < 1  # at once
+
+
+def test_the_first_part_is_the_wait_and_its_share_of_the_time_in_service(costs):
+    """Where the run and the calibration tell when a first panel was finished; else there is no such metric."""
+    cell = a_cell(costs, 1, n_jobs=60)
+    cell, table, jobs, products = serve(cell, costs, np.random.default_rng(1))
+    rows = calibration_rows(costs, np.random.default_rng(2), ratio={"before": 1.0, "after": 1.0})
+    plain = predict_run(cell, table, jobs, products, costs, rows, draws=60, runs=60)
+    assert "first" not in set(plain["metric"])
+    rows, products = (one.assign(first_s=0.4 * seconds) for one, seconds in (
+        (rows.assign(service_s=rows["run_s"] + costs.probe_cost_s), rows["run_s"] + costs.probe_cost_s),
+        (products, table["service_s"])))
+    found = predict_run(cell, table, jobs, products, costs, rows, draws=60, runs=60).set_index("metric")
+    first, wait, mean = (found.loc[name] for name in ("first", "wq", "mean"))
+    assert first["served"] == pytest.approx(wait["served"] + 0.4 * table["service_s"].mean())
+    for column in ("traced", "plain", "recursion", "formula"):
+        assert first[column] == pytest.approx(wait[column] + 0.4 * (mean[column] - wait[column]))
+    assert first["traced_lo"] < first["served"] < first["traced_hi"]

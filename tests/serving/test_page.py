@@ -60,7 +60,8 @@ def test_the_menu_is_listed_and_a_method_of_it_chosen(page, served):
 
 def test_text_is_shown_as_text(page):
     """A prompt is no markup, nor is what the story makes of it."""
-    page.evaluate("prepare(1); show({story: '<script>window.stolen = 1</script><img src=x onerror=window.stolen=1>', captions: "
+    page.evaluate("prepare(1); show({story: '<script>window.stolen = 1</script><img src=x onerror=window.stolen=1>', "
+                  "captions: "
                   "['<b>bold</b>'], panels: [''], method: 'm', times_s: {wait: 0, service: 1, response: 1}})")
     assert page.inner_text("#story").startswith("<script>") and page.inner_text("figcaption") == "<b>bold</b>"
     assert page.evaluate("window.stolen") is None

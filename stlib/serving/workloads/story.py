@@ -54,8 +54,8 @@ class StoryWorkload:
     def run(self, params: dict, on_progress: Progress | None = None, on_part: Part | None = None) -> tuple[dict, dict]:
         """Tell one story; its parts are its panels: number, of how many, and the PNG.
 
-        Payload: story, captions, panels as PNG bytes, text_tokens of the captions. Products: prompt_tokens, tokens_run, steps_run, panel_steps_run,
-        seconds by stage.
+        Payload: story, captions, panels as PNG bytes, text_tokens of the captions. Products: prompt_tokens, tokens_run,
+        steps_run, panel_steps_run, seconds by stage.
         """
         from stlib.serving.workloads.story_requests import encoded
 

@@ -98,7 +98,7 @@ class ImagesRequest(Asked):
                             method, deadline_s)
 
     def reply(self, payload: dict) -> dict:
-        """The pictures in base64, their size as drawn, and `usage`: tokens of the text encoder, and cells of latents."""
+        """The pictures in base64, their size as drawn, and `usage`: the text encoder's tokens, and cells of latents."""
         pictures = [Image.open(io.BytesIO(panel)) for panel in payload["panels"]]
         coded = payload["panels"] if self.output_format == "png" else [
             encoded(picture, self.output_format, quality=self.output_compression) for picture in pictures]
