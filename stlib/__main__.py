@@ -119,7 +119,9 @@ def serve(
     spec = _spec(system, workload, llm, ldm, device, precision, threads, gpus, table)
     fitted = Costs.read(workload, system)
     busy = fitted.busy_speed(method, replicas)[replicas]
-    estimate = Learned(estimator(fitted, spec.make(), level=1 / busy, probing=probe))
+    made = spec.make()
+    estimate = Learned(estimator(fitted, made, level=1 / busy, probing=probe),
+                       beyond=lambda job: fitted.beyond(made.resolve(job)))
     estimate(_small_job(spec), method)  # refuses a method not measured; the first request need not load
     sock = listen(host, port, token)
     print(f"loading {replicas} replicas ...", flush=True)

@@ -158,6 +158,11 @@ class Costs:
                 counts[count] = nearest_mean(self.counts.get(name, {}), job, kind.counts[count])
         return float(self._seconds(job, method, counts))
 
+    def beyond(self, job: Mapping) -> bool:
+        """Whether the estimate of one job is an extrapolation of the fitted range."""
+        return any(not (self.ranges[name][0] <= value <= self.ranges[name][1])
+                   for name, values in WORKLOADS[self.workload].ranged(job).items() for value in np.atleast_1d(values))
+
     def sample_s(self, jobs: pd.DataFrame, method, rng: np.random.Generator, draws: int | None = None, factor=1.0,
                  within: bool = False) -> np.ndarray:
         """Random seconds of each job, (n,) or (draws, n): counts and residual drawn. Arguments as of `mean_s`.

@@ -218,6 +218,8 @@ async def _reply(reply: Reply, body, observed: Observed) -> Response:
     for name, histogram in observed.seconds.items():
         histogram.labels(row["method"]).observe(times[name])
     said = {"method": row["method"], "times_s": times, "expected_wait_s": reply.products["expected_wait_s"]}
+    if reply.products.get("extrapolated"):
+        said["extrapolated"] = True
     content = await asyncio.to_thread(body.reply, reply.payload)  # it may encode pictures
     return JSONResponse(content | plain(said), 200, headers)
 

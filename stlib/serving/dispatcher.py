@@ -135,6 +135,8 @@ class Dispatcher:
         least = rules.candidates(self.routing, self.servers, now, self.offered)
         server = least[int(float(self._rng.random(dtype=np.float32)) * len(least))]
         job.products["expected_wait_s"] = self._wait_at(server, now)
+        if isinstance(self.estimate, Learned):
+            job.products["extrapolated"] = self.estimate.beyond(params)
         self.offered += 1
         if not server.idle and self._waiting() >= self.max_waiting:
             self._end(job, "rejected")

@@ -13,11 +13,13 @@ HOUR_S = 3600.0
 class Learned:
     """`estimate(params, method)` of a dispatcher, times the ratio of measured to estimated seconds so far, by method.
 
-    A method that has done no job yet has the ratio of all jobs. Jobs beyond the fitted range are learned from too.
+    A method that has done no job yet has the ratio of all jobs. beyond: whether a job of these parameters is beyond
+    what was fitted, so that its estimate is an extrapolation; such jobs are learned from too.
     """
 
-    def __init__(self, estimate: Callable[[dict, str], float]):
-        self.estimate, self._sums, self._waits = estimate, {}, deque()
+    def __init__(self, estimate: Callable[[dict, str], float],
+                 beyond: Callable[[dict], bool] = lambda params: False):
+        self.estimate, self.beyond, self._sums, self._waits = estimate, beyond, {}, deque()
 
     def __call__(self, params: dict, method: str) -> float:
         return self.estimate(params, method) * self.ratio(method)

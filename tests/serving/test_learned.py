@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stlib.experiment import Costs
 from stlib.serving.dispatcher import Dispatcher
 from stlib.serving.learned import HOUR_S, Learned
 from stlib.serving.replay import replay
@@ -22,6 +23,17 @@ def test_the_ratio_follows_within_thirty_jobs():
     assert learned.ratio("nap") == pytest.approx(2.6, rel=0.05)
     learned.learn({"seconds": 1.0}, "rest", 2.6)  # a new method begins where all the others are
     assert learned.ratio("rest") == pytest.approx(2.6, rel=0.05)
+
+
+def test_a_job_beyond_the_fitted_range_is_marked(replicas):
+    estimate = Learned(lambda params, method: 0.1, beyond=lambda params: params["seconds"] > 0.05)
+    jobs = pd.DataFrame({"job_id": range(2), "workload": "sleep", "seconds": [0.02, 0.06]})
+    with Dispatcher("sleep", 1, handles=replicas[:1], estimate=estimate) as target:
+        products = replay(jobs, np.array([0.01, 0.02]), target, progress=False)[1]
+    assert products.set_index("job_id")["extrapolated"].to_dict() == {0: False, 1: True}
+    costs = Costs.read("story")
+    job = {"image_size": 128, "guidance_scale": 2.5}
+    assert not costs.beyond(job) and costs.beyond(job | {"image_size": "1024x64"})
 
 
 def test_long_jobs_count_by_their_seconds():
