@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 GAMMA = (0.0, 2.0)
-"""Exponents of the machine factor that a fit may find: jobs that do not slow with it, to twice as much in logarithms."""
+"""Exponents of the machine factor that a fit may find: from jobs that do not slow with it to those that do twice."""
 
 
 def independent(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
