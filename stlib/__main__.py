@@ -352,11 +352,12 @@ def replay(
     times = campaign.process_of(arrivals) | _trace_options(time_column, trace_unit, trace_window, trace_rate)
     n_jobs = jobs or _n_jobs(times)  # refuses what is not the process's, as a column of times
     own = {"arrivals": {arrivals: Arrivals(**{key: value for key, value in times.items() if key != "name"})}}
-    campaign = campaign.but(menu=read_menu(menu), n_jobs=n_jobs, calibration=calibration or CALIBRATION, seed=seed,
-                            cells={0: cell}, **own)
     check_folder("--out", out or paths.results())
     workload = JobMix.from_yaml(mix).workload
     fitted = Costs.read(workload, system)
+    baseline = campaign.baseline if campaign.baseline in fitted.methods else method  # of a system without it
+    campaign = campaign.but(menu=read_menu(menu), n_jobs=n_jobs, calibration=calibration or CALIBRATION, seed=seed,
+                            cells={0: cell}, baseline=baseline, **own)
     spec = _spec(system, workload, llm, ldm, device, precision, threads, gpus, table)
     folder = run_cell(campaign, 0, fitted, cache(lambda i: spec.start()), results=out, spec=spec)
     rows = predict_cell(folder)

@@ -15,6 +15,8 @@ from stlib.settings import Fields
 
 METHOD = "server"  # what its requests are done by, in costs and job tables
 BUSY = (429, 503)  # it refuses for now
+# a connection for each request: one that is used again may be slower (40 ms, where its end sends a reply in two pieces)
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
 class Server(Fields):
@@ -44,7 +46,7 @@ class ImagesServer:
     def __init__(self, server: Server, token: str | None = None, ca: str | None = None, timeout_s: float = 600.0):
         self.server, self.route = server, f"{server.url}/images/generations"
         self._options = {"headers": {"Authorization": f"Bearer {token}"} if token else {}, "timeout": timeout_s,
-                         "verify": ssl.create_default_context(cafile=ca)}
+                         "verify": ssl.create_default_context(cafile=ca), "limits": LIMITS}
         self._one = httpx.Client(**self._options)
 
     def check(self, params: dict, method: str | None = None) -> None:
@@ -70,8 +72,7 @@ class ImagesServer:
         except httpx.HTTPError as error:
             raise RuntimeError(f"no server at {self.server.url} ({error_text(error)}): start it, or give --url, "
                                "--ca") from error
-        limits = httpx.Limits(keepalive_expiry=2.0, max_connections=None, max_keepalive_connections=None)
-        self._client, self.zero_s = httpx.AsyncClient(limits=limits, **self._options), time.monotonic()
+        self._client, self.zero_s = httpx.AsyncClient(**self._options), time.monotonic()
 
     def trip_s(self, n: int = 20) -> float:
         """The median seconds of n requests without work."""
