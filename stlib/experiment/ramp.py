@@ -16,7 +16,8 @@ from stlib.experiment.measure import Doer
 from stlib.experiment.rows import Store, measure
 
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
-LEAST, EACH = 64, 8  # requests of a level, and of each of its loops, the first and the last of which are not counted
+ROUNDS = 3  # over all levels, up, down, up: the machine's own changes are told from theirs
+LEAST, EACH = 24, 8  # requests of a level and round, and of each of its loops, the first and last of which do not count
 GAIN = 0.03  # throughput that three levels in a row do not gain: the server is full
 ALIKE = 0.005  # by which throughputs may differ though they are one: the clients' own
 TRIPS = 3  # of a request without work: what one with work may take outside its place
@@ -49,27 +50,49 @@ def closed_loop(doer: Doer, job: dict, level: int) -> dict:
 
 
 def measure_ramp(doer: Doer, job: dict, folder: Path, weights: str, most: int = LEVELS[-1]) -> pd.DataFrame:
-    """A row a level, in rising order: level, run_s, se, throughput (per second); kept in `folder`.
+    """A row a level, in rising order: level, run_s, se (relative), throughput (per second); kept in `folder`.
 
-    It ends where the server is full, before the first level of which a request fails, or at `most`. Raises RuntimeError
-    if one fails alone already.
+    It ends where the server is full, before the first level of which a request fails, or at `most`; then the levels are
+    gone through again. Raises RuntimeError if one request fails alone already.
     """
-    store, rows = Store(Path(folder) / "ramp.jsonl"), []
+    store, flow, rows = Store(Path(folder) / "ramp.jsonl"), {}, []
+
+    def measured(level: int, turn: int) -> dict:
+        plan = pd.DataFrame([{"level": level, "turn": turn, "job": repr(sorted(job.items()))}])
+        row = measure(plan, lambda row: closed_loop(doer, job, row["level"]), store, weights, code=(),
+                      label=f"{level} at once").iloc[0]
+        rows.append({"level": level, "run_s": row["run_s"], "se": row["se"]})
+        return rows[-1]
+
     for level in (one for one in LEVELS if one <= most):
-        plan = pd.DataFrame([{"level": level, "job": repr(sorted(job.items()))}])
         try:
-            row = measure(plan, lambda row: closed_loop(doer, job, row["level"]), store, weights, code=(),
-                          label=f"{level} at once").iloc[0]
+            flow[level] = level / measured(level, 0)["run_s"]
         except RuntimeError as error:
             if level == 1:
                 raise
             print(error)
             break
-        rows.append(row.to_dict() | {"throughput": level / row["run_s"]})
-        flow = [one["throughput"] for one in rows]
-        if len(flow) > 3 and max(flow[-3:]) < (1 + GAIN) * flow[-4]:
+        last = list(flow.values())
+        if len(last) > 3 and max(last[-3:]) < (1 + GAIN) * last[-4]:
             break
-    return pd.DataFrame(rows)
+    for turn in range(1, ROUNDS):
+        for level in sorted(flow, reverse=turn % 2 == 1):
+            measured(level, turn)
+    return rounds_as_one(pd.DataFrame(rows))
+
+
+def rounds_as_one(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each level its rounds' mean run_s (their geometric mean), its se by how rounds differ, and throughput.
+
+    rows: level, run_s, se, each level as often. Rounds differ by the requests' scatter or, if that is more, as the
+    levels' rounds do in the middle (the machine's own changes).
+    """
+    rows = rows.assign(log=np.log(rows["run_s"]))
+    found = rows.groupby("level").agg(log=("log", "mean"), within=("se", "mean"), apart=("log", "var"),
+                                      n=("log", "size")).reset_index()
+    between = np.sqrt(found["apart"].mean()) if found["n"].min() > 1 else 0.0
+    run_s, se = np.exp(found["log"]), np.maximum(found["within"], between) / np.sqrt(found["n"])
+    return pd.DataFrame({"level": found["level"], "run_s": run_s, "se": se, "throughput": found["level"] / run_s})
 
 
 def fit_places(ramp: pd.DataFrame, trip_s: float = 0.0) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pytest
 
 from stlib import paths
 from stlib.experiment import Costs
-from stlib.experiment.ramp import fit_places
+from stlib.experiment.ramp import fit_places, rounds_as_one
 from stlib.experiment.system import read_spec, requests_of
 from stlib.serving.images_server import METHOD, ImagesServer, Server
 
@@ -78,6 +78,19 @@ def test_places_are_found_where_throughput_ends_to_grow():
     assert len(fit_places(ramp_of({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}))) == 4  # it may do more
     idle = {1: 1 / 1.04, 2: 1.0, 3: 1.001, 4: 0.999}  # one place that waits 40 ms for its next request
     assert len(fit_places(ramp_of(idle))) == 2 and len(fit_places(ramp_of(idle), trip_s=0.02)) == 1
+
+
+def test_a_machine_that_changes_is_not_taken_for_more_places():
+    """One place; the machine is a tenth faster in the first round's second level, slower in its third."""
+    drift = {(2, 0): 1.10, (3, 0): 1.03, (4, 0): 0.94, (2, 1): 0.98, (3, 1): 1.01, (4, 1): 1.04, (3, 2): 0.96}
+    rows = pd.DataFrame([{"level": level, "turn": turn, "se": 0.004, "run_s": level / drift.get((level, turn), 1.0)}
+                         for level in range(1, 6) for turn in range(3)])
+    assert len(fit_places(rounds_as_one(rows))) == 1
+    first = rows[rows["turn"] == 0]
+    assert len(fit_places(rounds_as_one(first))) > 1
+    still = rows.assign(run_s=rows["level"] / rows["level"].clip(upper=2) * (1 + 0.001 * rows["turn"]))
+    found = fit_places(rounds_as_one(still))
+    assert len(found) == 2 and (found["speed"] == 1).all()
 
 
 def test_a_server_is_measured_and_replayed_by_its_url(files, shell):
