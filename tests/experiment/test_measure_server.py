@@ -338,7 +338,7 @@ def test_our_own_server_is_predicted_as_a_stranger_s(tmp_path, shell, record_sum
                 _, arrivals, rho = cell
                 sent = tmp_path / f"sent_{replicas}_{arrivals}"
                 told, code = shell("replay", "--system", out, "--mix", tmp_path / "mix.yml", "--rho", rho, "--jobs",
-                                   300, "--calibration", 60, "--arrivals", arrivals, "--seed", 5, "--out", sent)
+                                   200, "--calibration", 60, "--arrivals", arrivals, "--seed", 5, "--out", sent)
                 assert code == 0, told
                 rows = pd.read_csv(sent / "metrics.csv").set_index("metric")
                 found[" ".join(map(str, cell))] = rows[["served", "predicted", "low", "high"]].to_dict("index")

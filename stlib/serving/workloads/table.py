@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 
 from stlib import paths
 from stlib.serving.workloads.protocol import Part, Progress
