@@ -23,7 +23,8 @@ Mix = Annotated[str, typer.Option(help="a job mix of data/mixes, or a YAML file"
 MenuFile = Annotated[Path, typer.Option("--menu", help="what a method's name stands for: a YAML file")]
 Method = Annotated[str, typer.Option(help="inference method: a name of the menu")]
 Replicas = Annotated[int, typer.Option(min=1, help="number of replicas")]
-Routing = Annotated[str, typer.Option(help="which replica a job goes to: central, jsq, least_work, round_robin")]
+Routing = Annotated[str, typer.Option(help="which replica a job goes to: central, jsq, least_work, power_of_two, "
+                                           "round_robin, random")]
 LLM = Annotated[str, typer.Option(help="a causal LM: 'embedded', a hub name or a folder; 'none': captions alone")]
 LDM = Annotated[str, typer.Option(help="a diffusers text-to-image pipeline: 'embedded', a hub name or a folder")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; in a replica cuda needs --gpus")]

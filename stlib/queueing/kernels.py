@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-CENTRAL, JSQ, LEAST_WORK, ASSIGNED = range(4)
+CENTRAL, JSQ, LEAST_WORK, POWER_OF_TWO, ASSIGNED = range(5)
 COMPLETED, REJECTED, TIMED_OUT = range(3)
 STARTS, WAITS, LEAVES = range(3)
 
@@ -116,10 +116,18 @@ def _arrive(i, t, v, waiting, work, rules, state, rows):
 
 @part
 def _choose(i, t, rules, state, rows):
-    """The replica of job i: its assigned one, or one of least load."""
+    """The replica of job i: its assigned one, or one of least load, of all or of two."""
     if rules.routing == ASSIGNED:
         return rows.replica[i]
     k = state.running.size
+    if rules.routing == POWER_OF_TWO:
+        if k == 1:
+            return 0
+        drawn = float(rules.ties[i]) * k
+        one = int(drawn)
+        other = int((drawn - one) * (k - 1))
+        other += other >= one
+        return one if state.present[one] <= state.present[other] else other
     best, least, tied = 0, np.inf, 0
     for r in range(k):
         load = _load(r, t, rules, state, rows)

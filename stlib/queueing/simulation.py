@@ -18,7 +18,7 @@ BATCH_JOBS = 1_000_000  # of finite_run: about 100 MB
 LEAST_RUNS = 40  # with fewer, the 2.5 and 97.5 % quantiles lie beyond the smallest and the largest run
 LEAST_REPLICATIONS = 10  # with fewer, nothing would show that their mean is far from normal
 
-ROUTINGS = ("central", "jsq", "least_work", "round_robin")  # in the order of the kernels' codes
+ROUTINGS = ("central", "jsq", "least_work", "power_of_two", "round_robin", "random")  # in the order of the kernels
 
 
 def simulate(arrival_s, work_s, k: int, *, routing: str = "central", methods: Sequence[str] = ("only",), policy=None,
@@ -31,15 +31,16 @@ def simulate(arrival_s, work_s, k: int, *, routing: str = "central", methods: Se
     routing: "central" (one queue, first come first served, the longest idle replica first); or a queue a replica, and
     each arriving job is sent to the replica with the fewest jobs present, waiting and in service ("jsq"); to the one
     with the least declared work ("least_work"): the estimates of its waiting jobs, and of its running job the estimate
-    less the time it has run, at least 0, an idle replica before any other; or in turn, rejected jobs counted
-    ("round_robin"). Ties of load are broken at random.
+    less the time it has run, at least 0, an idle replica before any other; to the one with fewer jobs of two
+    that are drawn at random, the first if they have as many ("power_of_two"); in turn, rejected jobs counted
+    ("round_robin"); or to any ("random"). Other ties of load are broken at random.
     methods: the names of the columns of work_s. policy: integers, policy[n] the column of a job that starts with n
     jobs outstanding, itself included (in the system under "central", else on its replica), the last entry for more;
     [c] always takes column c. work_estimate_s: (n,), read by "least_work" alone.
     speed: (k + 1,), speed[b] the speed of every busy replica while b are busy; speed[1] is 1, speed[0] is not used.
     max_waiting: jobs waiting in the whole system; a job that would have to wait beyond them is rejected.
     deadline_s: scalar or (n,): a job not started so long after its arrival leaves then, timed out (inf: never).
-    rng: breaks ties (`default_rng(0)` if left out), one number a job.
+    rng: breaks ties and draws replicas (`default_rng(0)` if left out), one number a job.
 
     Rules are compared on common random numbers by giving them the same arrays:
 
@@ -147,12 +148,13 @@ def run_jobs(arrival, work, estimate, k, routing="central", methods=("only",), p
         raise ValueError("least_work needs work_estimate_s, (n,), and no policy: an estimate must not depend on the "
                          "method chosen later; give the estimates and one method, or take jsq")
     ties = np.empty((runs, 0), np.float32)
-    if routing in ("jsq", "least_work") and k > 1:  # drawn whether a tie comes or not, so that rules can be compared
+    if routing not in ("central", "round_robin") and k > 1:  # drawn always, so that rules can be compared
         rng = np.random.default_rng(0) if rng is None else rng
         ties = rng.random((runs, n), dtype=np.float32)
-    rules = kernels.Rules(ROUTINGS.index(routing), _check_policy(policy, methods, work.shape[2]),
+    assigned = {"round_robin": np.arange(n) % k, "random": (ties.astype(float) * k).astype(int) if k > 1 else 0}
+    rules = kernels.Rules(min(ROUTINGS.index(routing), kernels.ASSIGNED), _check_policy(policy, methods, work.shape[2]),
                           _check_speed(speed, k), max_waiting, estimate, ties, *_expiries(arrival, deadline_s))
-    rows = _empty_rows(runs, n, np.arange(n) % k if routing == "round_robin" else -1)
+    rows = _empty_rows(runs, n, assigned.get(routing, -1))
     bounds = np.linspace(0, runs, min(runs, workers) + 1).astype(int)
     shares = [delayed(kernels.simulate_rows)(*share, arrival, work, k, rules, rows) for share in pairwise(bounds)]
     Parallel(n_jobs=len(shares), prefer="threads")(shares)

@@ -132,8 +132,9 @@ class Dispatcher:
                            "scheduled_s": scheduled_s, "arrival_s": now}
         job = Job(row, params=params, declared_s=declared, method=None if len(declared) > 1 else next(iter(declared)),
                   expiry_s=math.inf if deadline_s is None else now + deadline_s, on_event=on_event)
-        least = rules.candidates(self.routing, self.servers, now, self.offered)
-        server = least[int(float(self._rng.random(dtype=np.float32)) * len(least))]
+        chance = float(self._rng.random(dtype=np.float32))
+        least = rules.candidates(self.routing, self.servers, now, self.offered, chance)
+        server = least[int(chance * len(least))]
         job.products["expected_wait_s"] = self._wait_at(server, now)
         if isinstance(self.estimate, Learned):
             job.products["extrapolated"] = self.estimate.beyond(params)

@@ -82,16 +82,30 @@ def left_s(server: Server, now: float) -> float:
     return -1.0 if server.idle else running_s(server, now) + sum(job.declared_s[job.method] for job in server.queue)
 
 
+def present(server: Server, now: float = 0.0) -> int:
+    """Jobs waiting and in service."""
+    return len(server.queue) + (server.job is not None)
+
+
 # the server with the least takes the job
-LOADS = {"central": lambda server, now: server.idle_s if server.idle else math.inf,
-         "jsq": lambda server, now: len(server.queue) + (server.job is not None), "least_work": left_s}
+LOADS = {"central": lambda server, now: server.idle_s if server.idle else math.inf, "jsq": present,
+         "least_work": left_s}
 
 
-def candidates(routing: str, servers: Sequence[Server], now: float, offered: int) -> list[Server]:
-    """The servers that job number `offered` may go to; one whose replica is down only in its turn, or if all are."""
+def candidates(routing: str, servers: Sequence[Server], now: float, offered: int, chance: float = 0.0) -> list[Server]:
+    """The servers that job number `offered` may go to; one whose replica is down only in its turn, or if all are.
+
+    chance: in [0, 1), what random and power_of_two draw by.
+    """
     if routing == "round_robin":
         return [servers[offered % len(servers)]]
     up = [server for server in servers if server.handle] or servers
+    if routing in ("random", "power_of_two"):
+        one, rest = divmod(chance * len(up), 1)
+        others = [server for i, server in enumerate(up) if i != one]
+        if routing == "random" or not others:
+            return [up[int(one)]]
+        return [min(up[int(one)], others[int(rest * len(others))], key=present)]
     loads = [LOADS[routing](server, now) for server in up]
     return [server for server, load in zip(up, loads, strict=True) if load == min(loads)]
 

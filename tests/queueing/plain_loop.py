@@ -24,6 +24,15 @@ def plain_loop(arrival, work, k, *, routing="central", policy=(0,), estimate=Non
             return min(idle, key=lambda r: idle_since[r]) if idle else None
         if routing == "round_robin":
             return i % k
+        if routing == "random":
+            return int(float(ties[i]) * k)
+        if routing == "power_of_two":
+            if k == 1:
+                return 0
+            one = int(float(ties[i]) * k)
+            others = [r for r in range(k) if r != one]
+            other = others[int((float(ties[i]) * k - one) * len(others))]
+            return min((one, other), key=lambda r: len(queues[r]) + (running[r] is not None))
         if routing == "jsq":
             loads = [len(queues[r]) + (running[r] is not None) for r in range(k)]
         else:

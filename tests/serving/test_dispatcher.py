@@ -224,7 +224,7 @@ def test_a_policy_declares_each_method_s_own_work(replicas):
 @pytest.mark.parametrize("options, message", [
     ({"replicas": 0}, "replicas = 0"),
     ({"spec": "dream"}, "unknown workload 'dream'"),
-    ({"routing": "random"}, "unknown routing 'random': use one of"),
+    ({"routing": "shortest"}, "unknown routing 'shortest': use one of"),
     ({"routing": "least_work"}, "least_work needs estimate"),
     ({"routing": "least_work", "estimate": len, "policy": [0], "methods": ("a",)}, "no policy"),
     ({"method": "night", "menu": MENU}, "unknown method 'night': use one of slow, quick"),

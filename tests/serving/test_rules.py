@@ -40,7 +40,20 @@ def test_a_replica_that_is_down_gets_jobs_in_its_turn_only():
     for routing in ("central", "jsq", "least_work"):
         assert candidates(routing, [down, up], 0.0, 0) == [up]
         assert down in candidates(routing, [down], 0.0, 0)
+    for routing in ("random", "power_of_two"):
+        assert candidates(routing, [down, up], 0.0, 0, 0.9) == [up]
+        assert candidates(routing, [down], 0.0, 0, 0.9) == [down]
     assert candidates("round_robin", [down, up], 0.0, 2) == [down]
+
+
+def test_power_of_two_takes_the_shorter_of_two_that_differ():
+    """Over all of [0, 1): every ordered pair of five servers as often, the shorter one, the first of equal ones."""
+    servers = [SimpleNamespace(handle="up", queue=[None] * n, job=None, number=i)
+               for i, n in enumerate((3, 1, 0, 1, 2))]
+    taken = [candidates("power_of_two", servers, 0.0, 0, chance)[0].number for chance in (np.arange(2000) + 0.5) / 2000]
+    assert np.bincount(taken).tolist() == [0, 500, 800, 500, 200]
+    assert np.bincount([candidates("random", servers, 0.0, 0, chance)[0].number
+                        for chance in (np.arange(2000) + 0.5) / 2000]).tolist() == [400] * 5
 
 
 def test_a_method_stands_for_its_parameters():
