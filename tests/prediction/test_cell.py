@@ -62,6 +62,13 @@ def test_the_committed_campaign_is_the_issue_s():
     assert [cell.http for cell in plan.cells.values()] == [None] * 8 + ["/v1/images/generations", "/stories"]
 
 
+def test_a_cell_may_be_longer_than_the_others():
+    plan = Campaign.from_yaml().but(n_jobs=50)
+    assert plan.jobs_of(plan.cells[1]) == 50 and plan.jobs_of(plan.cells[1].but(length=2.5)) == 125
+    with pytest.raises(ValueError, match="length = 0"):
+        plan.cells[1].but(length=0)
+
+
 @pytest.mark.parametrize("change, message", [
     ({"routing": "fastest"}, "unknown routing 'fastest'"),
     ({"method": "telepathy"}, "unknown method 'telepathy'"),
