@@ -128,7 +128,7 @@ def test_a_row_keeps_its_number_wherever_it_stands():
 @pytest.mark.parametrize("name, old, new, stale", [
     ("methods/sequential.py", "independent of each other.", "each for itself.", 0),
     ("illustrator.py", "def draw_batch(", "# the door\ndef draw_batch(", 0),
-    ("methods/parallel.py", "return draw_batch(pipe, list(captions)", "return draw_batch(pipe, tuple(captions)", 2),
+    ("methods/parallel.py", "yield draw_batch(pipe, list(captions)", "yield draw_batch(pipe, tuple(captions)", 2),
     ("illustrator.py", "denoiser = pipe.unet", "denoiser = pipe.model", 4)],
     ids=["docstring", "comment", "its method", "all methods"])
 def test_an_edit_leaves_the_rows_that_do_not_run_it(tmp_path, monkeypatch, capsys, name, old, new, stale):

@@ -42,8 +42,9 @@ def test_a_story_job_gives_pictures_and_what_it_took(replica, method, steps_run)
     assert payload["captions"] == tuple(STORY["captions"]) and payload["story"].startswith("The fox")
     assert (products["tokens_run"], products["steps_run"]) == (6, steps_run)
     stages = [value for name, value in products.items()
-              if name.endswith("_s") and name.split("_")[0] not in ("run", "service", "probe")]
+              if name.endswith("_s") and name.split("_")[0] not in ("run", "service", "probe", "first")]
     assert len(stages) == 5 and 0 < sum(stages) < products["run_s"] < products["service_s"]
+    assert 0 < products["first_s"] <= products["service_s"]
     assert products["probe_s"] > 0
 
 
