@@ -1,5 +1,6 @@
 """The service for tests: in a thread of the test, or as the command that a user starts."""
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -92,6 +93,28 @@ def start(port: int, *options: str) -> subprocess.Popen:
     """The command alone, its output piped."""
     return subprocess.Popen([sys.executable, "-m", "stlib", "serve", "--port", str(port), *options], cwd=paths.ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def a_hundred_go(served, ask):
+    """A hundred clients ask, by `ask(caller)`, and go: their jobs are out of the system within 2 s, none was done."""
+    before = served.queue()
+
+    async def go():
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(base_url=served.url, limits=limits, timeout=60) as caller:
+            tasks = [asyncio.ensure_future(ask(caller)) for _ in range(100)]
+            while (await caller.get("/queue")).json()["offered"] < before["offered"] + 100:
+                await asyncio.sleep(0.02)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(go())
+    gone = time.monotonic()
+    until(lambda: served.queue()["in_system"] == 0)
+    assert time.monotonic() - gone < 2.0
+    after = served.queue()
+    assert after["cancelled"] - before["cancelled"] == 100 and after["completed"] == before["completed"]
 
 
 def until(condition, timeout_s=30.0):

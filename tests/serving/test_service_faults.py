@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from service import LONG, QUICK, Command, Served, start, until
+from service import LONG, QUICK, Command, Served, a_hundred_go, start, until
 
 from stlib.queueing.job_table import OUTCOMES
 
@@ -35,24 +35,7 @@ def both_at_once(served, body) -> list:
 
 def test_a_hundred_clients_that_go(served):
     """All at once, two of whose jobs run: these stop at their next step, those that wait are never started."""
-    before = served.queue()
-
-    async def go():
-        async with httpx.AsyncClient(base_url=served.url, limits=UNLIMITED, timeout=60) as caller:
-            tasks = [asyncio.create_task(caller.post("/stories", json=ENDLESS)) for _ in range(100)]
-            while (await caller.get("/queue")).json()["offered"] < before["offered"] + 100:
-                await asyncio.sleep(0.02)
-            assert (await caller.get("/queue")).json()["completed"] == before["completed"]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    asyncio.run(go())
-    gone = time.monotonic()
-    until(lambda: served.queue()["in_system"] == 0)
-    assert time.monotonic() - gone < 2.0
-    after = served.queue()
-    assert after["cancelled"] - before["cancelled"] == 100 and after["completed"] == before["completed"]
+    a_hundred_go(served, lambda caller: caller.post("/stories", json=ENDLESS))
     assert [answer.status_code for answer in both_at_once(served, QUICK)] == [200, 200]
 
 

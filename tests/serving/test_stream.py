@@ -10,7 +10,7 @@ import time
 import httpx
 import numpy as np
 import pytest
-from service import Served, until
+from service import Served, a_hundred_go, until
 
 from stlib import report
 from stlib.serving import api
@@ -84,28 +84,12 @@ def test_a_deadline_that_passes_ends_the_stream_with_its_error(served):
 
 def test_a_hundred_streams_that_go(served):
     """All opened, one of them served: it stops at its next step, the others are never started."""
-    before = served.queue()
+    async def one(caller):
+        async with caller.stream("POST", "/stories", json=ENDLESS | {"stream": True}) as answer:
+            async for _ in answer.aiter_lines():
+                pass
 
-    async def go():
-        async with httpx.AsyncClient(base_url=served.url, limits=UNLIMITED, timeout=60) as caller:
-            async def one():
-                async with caller.stream("POST", "/stories", json=ENDLESS | {"stream": True}) as answer:
-                    async for _ in answer.aiter_lines():
-                        pass
-
-            tasks = [asyncio.create_task(one()) for _ in range(100)]
-            while (await caller.get("/queue")).json()["offered"] < before["offered"] + 100:
-                await asyncio.sleep(0.02)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    asyncio.run(go())
-    gone = time.monotonic()
-    until(lambda: served.queue()["in_system"] == 0)
-    assert time.monotonic() - gone < 2.0
-    after = served.queue()
-    assert after["cancelled"] - before["cancelled"] == 100 and after["completed"] == before["completed"]
+    a_hundred_go(served, one)
     assert served.send(ASKED).status_code == 200
 
 
